@@ -1,0 +1,120 @@
+// Vectors of a fixed number of lanes, by the compilers' vector extensions.
+//
+// A function marked INSTEMBED_SIMD is compiled for baseline x86-64, AVX2 and AVX-512, and the loader picks
+// one: the same lanes are two, four or one register wide, and sums keep their order. Templates and
+// helpers that it calls are INSTEMBED_INLINE, so that they are compiled for the same target.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__) && \
+    !defined(__SANITIZE_ADDRESS__)
+// A sanitised build takes the baseline: an ifunc resolver runs before the sanitizer is ready.
+#define INSTEMBED_SIMD \
+  __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4"), flatten))
+#else
+#define INSTEMBED_SIMD
+#endif
+#define INSTEMBED_INLINE inline __attribute__((always_inline))
+
+namespace instembed {
+
+template <class T, int N>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(sizeof(T) * N)));
+};
+template <class T, int N>
+using vector_t = typename VectorOf<T, N>::type;
+
+// One cache line of T.
+template <class T>
+constexpr int kLanes = 64 / static_cast<int>(sizeof(T));
+template <class T>
+using Vec = vector_t<T, kLanes<T>>;
+
+// A Vec in memory. The baseline target believes that 16 bytes align it; a wider clone does not.
+template <class T>
+struct alignas(64) VecSlot {
+  Vec<T> value;
+};
+
+template <class V, class T>
+INSTEMBED_INLINE V load(const T* from) {
+  V v;
+  std::memcpy(&v, from, sizeof(V));
+  return v;
+}
+
+template <class V, class T>
+INSTEMBED_INLINE void store(T* to, const V& v) {
+  std::memcpy(to, &v, sizeof(V));
+}
+
+template <class T>
+INSTEMBED_INLINE Vec<T> splat(T value) {
+  return value - Vec<T>{};
+}
+
+template <class T>
+using MaskLane = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+
+// Ones, then zeros: a load from the right place gives the mask of any number of first lanes.
+template <class T>
+struct MaskTable {
+  MaskLane<T> values[2 * kLanes<T>];
+  constexpr MaskTable() : values() {
+    for (int k = 0; k < kLanes<T>; ++k) values[k] = -1;
+  }
+};
+template <class T>
+inline constexpr MaskTable<T> mask_table{};
+
+// All bits set in the lanes below `count`, for any count.
+template <class T>
+INSTEMBED_INLINE Vec<MaskLane<T>> first_lanes(int64_t count) {
+  const int64_t lanes = count < 0 ? 0 : (count > kLanes<T> ? kLanes<T> : count);
+  return load<Vec<MaskLane<T>>>(mask_table<T>.values + kLanes<T> - lanes);
+}
+
+template <class V, class Mask>
+INSTEMBED_INLINE V keep(const V& v, const Mask& mask) {
+  return reinterpret_cast<V>(reinterpret_cast<Mask>(v) & mask);
+}
+
+template <class V>
+INSTEMBED_INLINE V sqrt_lanes(V v) {
+  constexpr int lanes = sizeof(V) / sizeof(v[0]);
+  for (int k = 0; k < lanes; ++k) v[k] = std::sqrt(v[k]);
+  return v;
+}
+
+template <class V, size_t... I>
+INSTEMBED_INLINE auto halves_sum(const V& v, std::index_sequence<I...>) {
+  return __builtin_shufflevector(v, v, I...) + __builtin_shufflevector(v, v, (I + sizeof...(I))...);
+}
+
+// In a fixed order: halves are added until one lane is left.
+template <class V>
+INSTEMBED_INLINE auto sum_lanes(const V& v) {
+  constexpr size_t lanes = sizeof(V) / sizeof(v[0]);
+  if constexpr (lanes == 2) {
+    return v[0] + v[1];
+  } else {
+    return sum_lanes(halves_sum(v, std::make_index_sequence<lanes / 2>()));
+  }
+}
+
+// True if any lane of a comparison's result is set.
+template <class Mask>
+INSTEMBED_INLINE bool any_lane(const Mask& mask) {
+  const auto words = reinterpret_cast<vector_t<int64_t, sizeof(Mask) / 8>>(mask);
+  int64_t any = 0;
+  for (size_t k = 0; k < sizeof(Mask) / 8; ++k) any |= words[k];
+  return any != 0;
+}
+
+}  // namespace instembed

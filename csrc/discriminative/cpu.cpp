@@ -1,0 +1,1009 @@
+// The discriminative loss on the CPU.
+//
+// Forward reads the embeddings twice: once for the instances' means, once for the distances to them. The
+// second pass also gathers the sums that the gradient through the means needs, so that backward reads the
+// embeddings once and writes the gradient once. The labels are read once, into runs (common/label_runs.h).
+//
+// Bands of tiles are the tasks. Each band has partial sums of its own, in double, added up in band order.
+#include <algorithm>
+#include <vector>
+
+#include "common/dtype.h"
+#include "common/label_runs.h"
+#include "common/parallel.h"
+#include "common/tiles.h"
+#include "discriminative/discriminative.h"
+#include "discriminative/formula.h"
+
+namespace instembed::discriminative {
+namespace {
+
+// ---------------------------------------------------------------------------------------------------------
+// Tile kernels. Tables have a row of `padded` elements an instance and a last row, of zeros, for pixels of
+// no instance; what lands in that row of the sums is dropped.
+
+template <class A>
+struct Tables {
+  int64_t channels, padded;
+  int32_t instances;
+  const A* means;
+};
+
+template <class A>
+struct Spread {  // what the second pass adds up for each instance
+  double* squares;   // hinge^2
+  double* pulls;     // slope * direction, a row an instance; null if no gradient is wanted
+};
+
+template <class A>
+struct GradientTables {
+  const A* scale;   // an instance: d loss / d (hinge^2 / 2)
+  const A* through_mean;  // a row an instance: what every pixel of it receives through the mean
+};
+
+// Runs body with the number of channels as a constant where it is a usual one.
+template <class Body>
+INSTEMBED_INLINE void with_channels(int64_t channels, Body&& body) {
+  switch (channels) {
+    case 2: return body(std::integral_constant<int, 2>());
+    case 4: return body(std::integral_constant<int, 4>());
+    case 8: return body(std::integral_constant<int, 8>());
+    case 16: return body(std::integral_constant<int, 16>());
+    default: return body(std::integral_constant<int, 0>());
+  }
+}
+
+constexpr int kMaxFixedChannels = 16;
+
+// Vectors a channel: in registers where the number of channels is a constant, else in `spare`.
+template <class A, int fixed>
+struct ChannelVectors {
+  alignas(64) Vec<A> own[fixed];
+  INSTEMBED_INLINE explicit ChannelVectors(VecSlot<A>*) {}
+  INSTEMBED_INLINE Vec<A>& operator[](int64_t d) { return own[d]; }
+};
+template <class A>
+struct ChannelVectors<A, 0> {
+  VecSlot<A>* spare;
+  INSTEMBED_INLINE explicit ChannelVectors(VecSlot<A>* spare) : spare(spare) {}
+  INSTEMBED_INLINE Vec<A>& operator[](int64_t d) { return spare[d].value; }
+};
+
+template <int fixed, class A>
+INSTEMBED_INLINE void sum_runs_body(const PlanarTile<A>& tile, const TileCode& code, int64_t channels,
+                                    int64_t padded, double* sums, VecSlot<A>* spare) {
+  const int64_t count = fixed ? fixed : channels;
+  code.for_each_run([&](int start, int length, int32_t slot) __attribute__((always_inline)) {
+    if (slot < 0) return;
+    ChannelVectors<A, fixed> total(spare);
+    for (int64_t d = 0; d < count; ++d) total[d] = Vec<A>{};
+    int i = start;
+    for (; i + kLanes<A> <= start + length; i += kLanes<A>) {
+      for (int64_t d = 0; d < count; ++d) total[d] += load<Vec<A>>(tile.row(d) + i);
+    }
+    if (i < start + length) {
+      const auto rest = first_lanes<A>(start + length - i);
+      for (int64_t d = 0; d < count; ++d) total[d] += keep(load<Vec<A>>(tile.row(d) + i), rest);
+    }
+    double* row = sums + slot * padded;
+    for (int64_t d = 0; d < count; ++d) row[d] += sum_lanes(total[d]);
+  });
+}
+
+template <int norm, int fixed, class A>
+INSTEMBED_INLINE void spread_runs_body(const PlanarTile<A>& tile, const TileCode& code, A delta,
+                                       const Tables<A>& tables, const Spread<A>& spread, VecSlot<A>* spare) {
+  const int64_t count = fixed ? fixed : tables.channels;
+  code.for_each_run([&](int start, int length, int32_t slot) __attribute__((always_inline)) {
+    if (slot < 0) return;
+    const A* mean = tables.means + slot * tables.padded;
+    ChannelVectors<A, fixed> difference(spare), pull(spare + count);
+    for (int64_t d = 0; d < count; ++d) pull[d] = Vec<A>{};
+    Vec<A> squares{};
+    bool any = false;
+    const auto block = [&](int i, const auto& mask, auto whole) __attribute__((always_inline)) {
+      Vec<A> sum{};
+      for (int64_t d = 0; d < count; ++d) {
+        difference[d] = load<Vec<A>>(tile.row(d) + i) - mean[d];
+        if constexpr (!whole) difference[d] = keep(difference[d], mask);
+        sum = add_to_norm<norm>(sum, difference[d]);
+      }
+      const Vec<A> distance = finish_norm<norm>(sum);
+      Vec<A> hinge = positive_part(distance - delta);
+      if constexpr (!whole) hinge = keep(hinge, mask);
+      if (!any_lane(hinge != 0)) return;
+      squares += hinge * hinge;
+      if (!spread.pulls) return;
+      any = true;
+      const Vec<A> factor = slope<norm>(hinge, distance);
+      for (int64_t d = 0; d < count; ++d) pull[d] += factor * direction<norm>(difference[d]);
+    };
+    int i = start;
+    for (; i + kLanes<A> <= start + length; i += kLanes<A>) block(i, 0, std::true_type());
+    if (i < start + length) block(i, first_lanes<A>(start + length - i), std::false_type());
+    spread.squares[slot] += sum_lanes(squares);
+    if (!any) return;
+    double* row = spread.pulls + slot * tables.padded;
+    for (int64_t d = 0; d < count; ++d) row[d] += sum_lanes(pull[d]);
+  });
+}
+
+template <int norm, int fixed, class A>
+INSTEMBED_INLINE void gradient_runs_body(const PlanarTile<A>& tile, const TileCode& code, int pixels,
+                                         A delta, const Tables<A>& tables,
+                                         const GradientTables<A>& gradient, A* out, int64_t out_stride,
+                                         VecSlot<A>* spare) {
+  const int64_t count = fixed ? fixed : tables.channels;
+  code.for_each_run([&](int start, int length, int32_t slot) __attribute__((always_inline)) {
+    const int end = start + length;
+    // Whole vectors are stored while they stay in the tile: what runs over into the next run is overwritten
+    // by it.
+    const auto write = [&](int64_t d, int i, const Vec<A>& v) __attribute__((always_inline)) {
+      A* to = out + d * out_stride + i;
+      if (i + kLanes<A> <= pixels) {
+        store(to, v);
+      } else {
+        for (int k = 0; k < pixels - i; ++k) to[k] = v[k];
+      }
+    };
+    if (slot < 0) {
+      for (int64_t d = 0; d < count; ++d) {
+        for (int i = start; i < end; i += kLanes<A>) write(d, i, Vec<A>{});
+      }
+      return;
+    }
+    const A* mean = tables.means + slot * tables.padded;
+    const A* through_mean = gradient.through_mean + slot * tables.padded;
+    const A scale = gradient.scale[slot];
+    ChannelVectors<A, fixed> difference(spare);
+    for (int i = start; i < end; i += kLanes<A>) {
+      Vec<A> sum{};
+      for (int64_t d = 0; d < count; ++d) {
+        difference[d] = load<Vec<A>>(tile.row(d) + i) - mean[d];
+        sum = add_to_norm<norm>(sum, difference[d]);
+      }
+      const Vec<A> distance = finish_norm<norm>(sum);
+      const Vec<A> factor = scale * slope<norm>(positive_part(distance - delta), distance);
+      for (int64_t d = 0; d < count; ++d) {
+        write(d, i, factor * direction<norm>(difference[d]) + through_mean[d]);
+      }
+    }
+  });
+}
+
+// Pixel-major kernels, for labels that change from pixel to pixel: vectors run over the channels.
+
+template <class A>
+using Short = vector_t<A, kShortLanes>;
+
+template <class A>
+INSTEMBED_INLINE void add_row(double* row, const A* values, int64_t padded) {
+  for (int64_t d = 0; d < padded; d += kShortLanes) {
+    const auto sum = load<Short<double>>(row + d) +
+                     __builtin_convertvector(load<Short<A>>(values + d), Short<double>);
+    store(row + d, sum);
+  }
+}
+
+template <class A>
+INSTEMBED_INLINE void sum_pixels_body(const A* tile, const int32_t* slots, int pixels,
+                                      const Tables<A>& tables, double* sums) {
+  for (int i = 0; i < pixels; ++i) {
+    add_row(sums + slots[i] * tables.padded, tile + i * tables.padded, tables.padded);
+  }
+}
+
+// The difference of a pixel to its mean goes to `difference`; returns the distance.
+template <int norm, class A>
+INSTEMBED_INLINE A pixel_distance(const A* pixel, const A* mean, int64_t padded, A* difference) {
+  Short<A> sum{};
+  for (int64_t d = 0; d < padded; d += kShortLanes) {
+    const Short<A> v = load<Short<A>>(pixel + d) - load<Short<A>>(mean + d);
+    store(difference + d, v);
+    sum = add_to_norm<norm>(sum, v);
+  }
+  const A total = sum_lanes(sum);
+  return norm == 2 ? std::sqrt(total) : total;
+}
+
+template <class A>
+INSTEMBED_INLINE A pixel_slope(A hinge, A distance, int norm) {
+  if (norm == 1) return hinge;
+  return distance == 0 ? A(0) : hinge / distance;
+}
+
+template <int norm, class A>
+INSTEMBED_INLINE void spread_pixels_body(const A* tile, const int32_t* slots, int pixels, A delta,
+                                         const Tables<A>& tables, const Spread<A>& spread,
+                                         A* difference) {
+  for (int i = 0; i < pixels; ++i) {
+    const int64_t row = slots[i] * tables.padded;
+    const A distance =
+        pixel_distance<norm>(tile + i * tables.padded, tables.means + row, tables.padded, difference);
+    const A excess = distance - delta;
+    const A hinge = excess < 0 ? A(0) : excess;
+    spread.squares[slots[i]] += static_cast<double>(hinge) * hinge;
+    if (!spread.pulls) continue;
+    const A factor = pixel_slope(hinge, distance, norm);
+    for (int64_t d = 0; d < tables.padded; d += kShortLanes) {
+      const Short<A> pull = factor * direction<norm>(load<Short<A>>(difference + d));
+      double* to = spread.pulls + row + d;
+      store(to, load<Short<double>>(to) + __builtin_convertvector(pull, Short<double>));
+    }
+  }
+}
+
+template <int norm, class A>
+INSTEMBED_INLINE void gradient_pixels_body(const A* tile, const int32_t* slots, int pixels, A delta,
+                                           const Tables<A>& tables, const GradientTables<A>& gradient,
+                                           A* out, A* difference) {
+  for (int i = 0; i < pixels; ++i) {
+    const int64_t row = slots[i] * tables.padded;
+    const A distance =
+        pixel_distance<norm>(tile + i * tables.padded, tables.means + row, tables.padded, difference);
+    const A excess = distance - delta;
+    const A factor =
+        gradient.scale[slots[i]] * pixel_slope(excess < 0 ? A(0) : excess, distance, norm);
+    for (int64_t d = 0; d < tables.padded; d += kShortLanes) {
+      const Short<A> v = factor * direction<norm>(load<Short<A>>(difference + d)) +
+                         load<Short<A>>(gradient.through_mean + row + d);
+      store(out + i * tables.padded + d, v);
+    }
+  }
+}
+
+// Pairs of means: rows [from, to) against all means, which are given planar too, `stride` apart. An ordered
+// pair adds hinge^2 to *total, and half its derivative by the row's mean to the row of `grads`.
+template <int norm, class A>
+INSTEMBED_INLINE void repel_body(const A* rows, int64_t from, int64_t to, const A* planar,
+                                 int64_t stride, const Tables<A>& tables, A margin, double* total,
+                                 double* grads, VecSlot<A>* spare) {
+  ChannelVectors<A, 0> difference(spare);
+  const int64_t count = tables.instances, channels = tables.channels;
+  for (int64_t a = from; a < to; ++a) {
+    const A* row = rows + a * tables.padded;
+    for (int64_t b = 0; b < count; b += kLanes<A>) {
+      Vec<A> sum{};
+      for (int64_t d = 0; d < channels; ++d) {
+        difference[d] = row[d] - load<Vec<A>>(planar + d * stride + b);
+        sum = add_to_norm<norm>(sum, difference[d]);
+      }
+      const Vec<A> distance = finish_norm<norm>(sum);
+      Vec<A> hinge = keep(positive_part(margin - distance), first_lanes<A>(count - b));
+      if (a >= b && a < b + kLanes<A>) hinge[a - b] = 0;
+      if (!any_lane(hinge != 0)) continue;
+      *total += sum_lanes(Vec<A>(hinge * hinge));
+      if (!grads) continue;
+      const Vec<A> factor = slope<norm>(hinge, distance);
+      for (int64_t d = 0; d < channels; ++d) {
+        grads[(a - from) * tables.padded + d] -= sum_lanes(Vec<A>(factor * direction<norm>(difference[d])));
+      }
+    }
+  }
+}
+
+// Background pixels against every mean.
+template <class A>
+struct Push {
+  A margin;
+  double* squares;     // one number, or null
+  double* mean_grads;  // a row an instance: the sum of slope * direction, or null
+  A* out;              // the pixels' own gradients, times `scale`, or null
+  A scale;
+  int64_t out_channel_stride, out_pixel_stride;
+};
+
+template <int norm, class A>
+INSTEMBED_INLINE void push_body(const PlanarTile<A>& tile, int start, int length,
+                                const Tables<A>& tables, const Push<A>& push, VecSlot<A>* spare) {
+  ChannelVectors<A, 0> difference(spare), own(spare + tables.channels);
+  for (int i = start; i < start + length; i += kLanes<A>) {
+    const int lanes = std::min<int>(kLanes<A>, start + length - i);
+    const auto mask = first_lanes<A>(lanes);
+    for (int64_t d = 0; d < tables.channels; ++d) own[d] = Vec<A>{};
+    for (int32_t c = 0; c < tables.instances; ++c) {
+      const A* mean = tables.means + c * tables.padded;
+      Vec<A> sum{};
+      for (int64_t d = 0; d < tables.channels; ++d) {
+        difference[d] = keep(load<Vec<A>>(tile.row(d) + i) - mean[d], mask);
+        sum = add_to_norm<norm>(sum, difference[d]);
+      }
+      const Vec<A> distance = finish_norm<norm>(sum);
+      const Vec<A> hinge = keep(positive_part(push.margin - distance), mask);
+      if (!any_lane(hinge != 0)) continue;
+      if (push.squares) *push.squares += sum_lanes(Vec<A>(hinge * hinge));
+      const Vec<A> factor = slope<norm>(hinge, distance);
+      for (int64_t d = 0; d < tables.channels; ++d) {
+        const Vec<A> v = factor * direction<norm>(difference[d]);
+        if (push.mean_grads) push.mean_grads[c * tables.padded + d] += sum_lanes(v);
+        own[d] -= v;
+      }
+    }
+    if (!push.out) continue;
+    for (int64_t d = 0; d < tables.channels; ++d) {
+      const Vec<A> v = push.scale * own[d];
+      A* to = push.out + d * push.out_channel_stride + i * push.out_pixel_stride;
+      for (int k = 0; k < lanes; ++k) to[k * push.out_pixel_stride] = v[k];
+    }
+  }
+}
+
+// The kernels as functions of their own, one a target (common/simd.h).
+#define INSTEMBED_TILE_KERNELS(A)                                                                   \
+  INSTEMBED_SIMD void sum_runs(const PlanarTile<A>& tile, const TileCode& code,                     \
+                               const Tables<A>& tables, double* sums, VecSlot<A>* spare) {              \
+    with_channels(tables.channels, [&](auto fixed) __attribute__((always_inline)) {                 \
+      sum_runs_body<fixed>(tile, code, tables.channels, tables.padded, sums, spare);                \
+    });                                                                                             \
+  }                                                                                                 \
+  INSTEMBED_SIMD void spread_runs(int norm, const PlanarTile<A>& tile, const TileCode& code,        \
+                                  A delta, const Tables<A>& tables, const Spread<A>& spread,        \
+                                  VecSlot<A>* spare) {                                                  \
+    if (norm == 1) return spread_runs_body<1, 0>(tile, code, delta, tables, spread, spare);         \
+    with_channels(tables.channels, [&](auto fixed) __attribute__((always_inline)) {                 \
+      spread_runs_body<2, fixed>(tile, code, delta, tables, spread, spare);                         \
+    });                                                                                             \
+  }                                                                                                 \
+  INSTEMBED_SIMD void gradient_runs(int norm, const PlanarTile<A>& tile, const TileCode& code,      \
+                                    int pixels, A delta, const Tables<A>& tables,                   \
+                                    const GradientTables<A>& gradient, A* out, int64_t out_stride,  \
+                                    VecSlot<A>* spare) {                                                \
+    if (norm == 1) {                                                                                \
+      return gradient_runs_body<1, 0>(tile, code, pixels, delta, tables, gradient, out, out_stride, \
+                                      spare);                                                       \
+    }                                                                                               \
+    with_channels(tables.channels, [&](auto fixed) __attribute__((always_inline)) {                 \
+      gradient_runs_body<2, fixed>(tile, code, pixels, delta, tables, gradient, out, out_stride,    \
+                                   spare);                                                          \
+    });                                                                                             \
+  }                                                                                                 \
+  INSTEMBED_SIMD void sum_pixels(const A* tile, const int32_t* slots, int pixels,                   \
+                                 const Tables<A>& tables, double* sums) {                           \
+    sum_pixels_body(tile, slots, pixels, tables, sums);                                             \
+  }                                                                                                 \
+  INSTEMBED_SIMD void spread_pixels(int norm, const A* tile, const int32_t* slots, int pixels,      \
+                                    A delta, const Tables<A>& tables, const Spread<A>& spread,      \
+                                    A* difference) {                                                \
+    if (norm == 1) {                                                                                \
+      spread_pixels_body<1>(tile, slots, pixels, delta, tables, spread, difference);                \
+    } else {                                                                                        \
+      spread_pixels_body<2>(tile, slots, pixels, delta, tables, spread, difference);                \
+    }                                                                                               \
+  }                                                                                                 \
+  INSTEMBED_SIMD void gradient_pixels(int norm, const A* tile, const int32_t* slots, int pixels,    \
+                                      A delta, const Tables<A>& tables,                             \
+                                      const GradientTables<A>& gradient, A* out, A* difference) {   \
+    if (norm == 1) {                                                                                \
+      gradient_pixels_body<1>(tile, slots, pixels, delta, tables, gradient, out, difference);       \
+    } else {                                                                                        \
+      gradient_pixels_body<2>(tile, slots, pixels, delta, tables, gradient, out, difference);       \
+    }                                                                                               \
+  }                                                                                                 \
+  INSTEMBED_SIMD void repel(int norm, const A* rows, int64_t from, int64_t to, const A* planar,     \
+                            int64_t stride, const Tables<A>& tables, A margin, double* total,       \
+                            double* grads, VecSlot<A>* spare) {                                         \
+    if (norm == 1) {                                                                                \
+      repel_body<1>(rows, from, to, planar, stride, tables, margin, total, grads, spare);           \
+    } else {                                                                                        \
+      repel_body<2>(rows, from, to, planar, stride, tables, margin, total, grads, spare);           \
+    }                                                                                               \
+  }                                                                                                 \
+  INSTEMBED_SIMD void push_background(int norm, const PlanarTile<A>& tile, int start, int length,   \
+                                      const Tables<A>& tables, const Push<A>& push,                 \
+                                      VecSlot<A>* spare) {                                              \
+    if (norm == 1) {                                                                                \
+      push_body<1>(tile, start, length, tables, push, spare);                                       \
+    } else {                                                                                        \
+      push_body<2>(tile, start, length, tables, push, spare);                                       \
+    }                                                                                               \
+  }
+
+INSTEMBED_TILE_KERNELS(float)
+INSTEMBED_TILE_KERNELS(double)
+
+#define INSTEMBED_TILE_COPIES(T)                                                                    \
+  INSTEMBED_SIMD PlanarTile<accumulator_t<T>> planar_tile(const Image<const T>& image, int64_t from, \
+                                                          int64_t n, accumulator_t<T>* scratch,     \
+                                                          int64_t stride) {                         \
+    return load_planar<accumulator_t<T>>(image, from, n, scratch, stride);                          \
+  }                                                                                                 \
+  INSTEMBED_SIMD void pixel_tile(const Image<const T>& image, int64_t from, int64_t n,              \
+                                 accumulator_t<T>* scratch) {                                       \
+    load_pixels(image, from, n, scratch);                                                           \
+  }                                                                                                 \
+  INSTEMBED_SIMD void write_planar(const Image<T>& image, int64_t from, int64_t n,                  \
+                                   const accumulator_t<T>* scratch, int64_t stride) {               \
+    store_planar(image, from, n, scratch, stride);                                                  \
+  }                                                                                                 \
+  INSTEMBED_SIMD void write_pixels(const Image<T>& image, int64_t from, int64_t n,                  \
+                                   const accumulator_t<T>* scratch) {                               \
+    store_pixels(image, from, n, scratch);                                                          \
+  }
+
+INSTEMBED_TILE_COPIES(Half)
+INSTEMBED_TILE_COPIES(BFloat16)
+INSTEMBED_TILE_COPIES(float)
+INSTEMBED_TILE_COPIES(double)
+
+// ---------------------------------------------------------------------------------------------------------
+// Passes over the batch.
+
+// Tiles [first, last) of an image: a task.
+struct Band {
+  int64_t image, first, last;
+};
+
+// Bands of every image: enough for the threads of a large machine, few enough that their partial sums stay
+// a small part of the embeddings. The data decides, not the number of threads.
+std::vector<Band> cut_into_bands(const Batch& batch, const TileGrid& grid, const LabelRuns* labels) {
+  constexpr int64_t kMinTiles = 8, kMaxBands = 64, kPixelsPerPartial = 32;
+  std::vector<Band> bands;
+  for (int64_t b = 0; b < batch.images; ++b) {
+    const int64_t tiles = grid.first[b + 1] - grid.first[b];
+    int64_t count = std::min(kMaxBands, tiles / kMinTiles);
+    if (labels) {
+      count = std::min(count, batch.count(b) / (kPixelsPerPartial * (labels->instances(b) + 1)));
+    }
+    count = std::max<int64_t>(1, count);
+    for (int64_t k = 0; k < count; ++k) {
+      bands.push_back({b, tiles * k / count, tiles * (k + 1) / count});
+    }
+  }
+  return bands;
+}
+
+// Room for one tile in every form, and for the vectors of a pixel.
+template <class A>
+struct Scratch {
+  int64_t stride;
+  std::vector<A> planar, planar_out, pixels, pixels_out, difference;
+  std::vector<int32_t> slots;
+  std::vector<VecSlot<A>> spare;
+
+  Scratch(int64_t channels, int tile)
+      : stride(planar_stride(tile)),
+        planar(channels * stride),
+        planar_out(channels * stride),
+        pixels(padded_channels(channels) * tile),
+        pixels_out(padded_channels(channels) * tile),
+        difference(padded_channels(channels)),
+        slots(tile),
+        spare(2 * channels) {}
+};
+
+bool any_instance(const TileCode& code) {
+  bool any = false;
+  code.for_each_run([&](int, int, int32_t slot) { any = any || slot >= 0; });
+  return any;
+}
+
+// Slots of a dense tile's pixels; pixels of no instance get the tables' last row.
+void table_rows(const TileCode& code, int pixels, int32_t instances, int32_t* slots) {
+  code.unpack(pixels, slots);
+  for (int i = 0; i < pixels; ++i) slots[i] = slots[i] < 0 ? instances : slots[i];
+}
+
+// f(start, length) for each stretch of background in a tile.
+template <class F>
+void for_each_background(const TileCode& code, int pixels, F&& f) {
+  if (code.is_runs()) {
+    code.for_each_run([&](int start, int length, int32_t slot) {
+      if (slot == kBackground) f(start, length);
+    });
+    return;
+  }
+  std::vector<int32_t> slots(pixels);
+  code.unpack(pixels, slots.data());
+  for (int i = 0; i < pixels; ++i) {
+    if (slots[i] == kBackground) f(i, 1);
+  }
+}
+
+// What the forward pass knows of all instances, image after image; rows are padded.
+template <class A>
+struct Instances {
+  std::vector<int64_t> first;
+  std::vector<int64_t> counts;
+  std::vector<A> means;
+  // d term / d mean, for the variance, distance and background terms; empty if no gradient is wanted.
+  std::vector<A> grads[3];
+  int64_t padded = 0;
+
+  int64_t total() const { return first.back(); }
+  int64_t size(int64_t b) const { return first[b + 1] - first[b]; }
+};
+
+// An image's means with the row of zeros that the kernels expect.
+template <class A>
+std::vector<A> table_of(const A* rows, int64_t count, int64_t padded) {
+  std::vector<A> table((count + 1) * padded, A(0));
+  std::copy(rows, rows + count * padded, table.begin());
+  return table;
+}
+
+template <class A>
+A sign(A value) {
+  return value > 0 ? A(1) : (value < 0 ? A(-1) : A(0));
+}
+
+// |mean|, and its derivative by the mean in `grad`.
+template <class A>
+double norm_of(const A* mean, int64_t channels, int norm, double* grad) {
+  double sum = 0;
+  for (int64_t d = 0; d < channels; ++d) {
+    sum += norm == 2 ? static_cast<double>(mean[d]) * mean[d] : std::abs(static_cast<double>(mean[d]));
+  }
+  const double length = norm == 2 ? std::sqrt(sum) : sum;
+  for (int64_t d = 0; d < channels; ++d) {
+    grad[d] = norm == 1 ? sign<double>(mean[d]) : (length == 0 ? 0.0 : mean[d] / length);
+  }
+  return length;
+}
+
+// What an instance's sum of hinge^2 counts in the variance term.
+template <class A>
+std::vector<double> variance_weights(const Options& options, const Instances<A>& instances, int64_t b) {
+  const int64_t* counts = instances.counts.data() + instances.first[b];
+  std::vector<double> weights(instances.size(b));
+  int64_t pixels = 0;
+  for (size_t c = 0; c < weights.size(); ++c) pixels += counts[c];
+  for (size_t c = 0; c < weights.size(); ++c) {
+    weights[c] = 1 / (options.pooled_variance ? static_cast<double>(pixels)
+                                              : static_cast<double>(weights.size()) * counts[c]);
+  }
+  return weights;
+}
+
+template <class T>
+class ForwardPass {
+ public:
+  using A = accumulator_t<T>;
+
+  ForwardPass(const Array& embeddings, const Batch& batch, const TileGrid& grid, const LabelRuns& labels,
+              const Options& options, bool gradients)
+      : embeddings_(embeddings),
+        batch_(batch),
+        grid_(grid),
+        labels_(labels),
+        runs_(labels.view()),
+        options_(options),
+        gradients_(gradients),
+        padded_(padded_channels(batch.channels)),
+        bands_(cut_into_bands(batch, grid, &labels)) {}
+
+  // terms: (B, 4).
+  Instances<A> run(A* terms) {
+    Instances<A> result;
+    result.padded = padded_;
+    result.first.push_back(0);
+    for (int64_t b = 0; b < batch_.images; ++b) {
+      result.first.push_back(result.first.back() + labels_.instances(b));
+      result.counts.insert(result.counts.end(), labels_.counts[b].begin(), labels_.counts[b].end());
+    }
+    std::fill(terms, terms + batch_.images * kTerms, A(0));
+    result.means.assign(result.total() * padded_, A(0));
+    if (gradients_) {
+      for (auto& grad : result.grads) grad.assign(result.total() * padded_, A(0));
+    }
+    find_means(result);
+    find_variance(result, terms);
+    for (int64_t b = 0; b < batch_.images; ++b) {
+      find_distance(b, result, terms[b * kTerms + 1]);
+      find_regularization(b, result, terms[b * kTerms + 2]);
+    }
+    return result;
+  }
+
+ private:
+  Tables<A> tables(int64_t b, const A* means) const {
+    return {batch_.channels, padded_, labels_.instances(b), means};
+  }
+
+  int tile_size(int64_t b, int64_t t) const {
+    return static_cast<int>(std::min<int64_t>(grid_.tile, batch_.count(b) - t * grid_.tile));
+  }
+
+  // partials[band] += what `tile(band, b, t, code, partial)` adds, each band into `size(b)` zeros of its own.
+  template <class Size, class BandPass>
+  std::vector<std::vector<double>> over_bands(Size&& size, BandPass&& pass) {
+    std::vector<std::vector<double>> partials(bands_.size());
+    parallel_for(static_cast<int64_t>(bands_.size()), options_.threads, [&](int64_t k) {
+      partials[k].assign(size(bands_[k].image), 0.0);
+      pass(bands_[k], partials[k].data());
+    });
+    // Added up in band order, into the first band of each image.
+    for (size_t k = 1, head = 0; k < bands_.size(); ++k) {
+      if (bands_[k].image != bands_[head].image) {
+        head = k;
+        continue;
+      }
+      for (size_t j = 0; j < partials[k].size(); ++j) partials[head][j] += partials[k][j];
+      partials[k] = {};
+    }
+    return partials;
+  }
+
+  void find_means(Instances<A>& result) {
+    const auto sums = over_bands(
+        [&](int64_t b) { return (labels_.instances(b) + 1) * padded_; },
+        [&](const Band& band, double* sums) {
+          const Image<const T> image(embeddings_, batch_, band.image);
+          const Tables<A> tables = this->tables(band.image, nullptr);
+          Scratch<A> scratch(batch_.channels, grid_.tile);
+          for (int64_t t = band.first; t < band.last; ++t) {
+            const TileCode code = runs_[grid_.first[band.image] + t];
+            const int64_t from = t * grid_.tile;
+            const int pixels = tile_size(band.image, t);
+            if (!code.is_runs()) {
+              pixel_tile(image, from, pixels, scratch.pixels.data());
+              table_rows(code, pixels, tables.instances, scratch.slots.data());
+              sum_pixels(scratch.pixels.data(), scratch.slots.data(), pixels, tables, sums);
+            } else if (any_instance(code)) {
+              const auto tile = planar_tile(image, from, pixels, scratch.planar.data(), scratch.stride);
+              sum_runs(tile, code, tables, sums, scratch.spare.data());
+            }
+          }
+        });
+    for_each_image(sums, [&](int64_t b, const std::vector<double>& total) {
+      for (int64_t c = 0; c < labels_.instances(b); ++c) {
+        A* mean = result.means.data() + (result.first[b] + c) * padded_;
+        for (int64_t d = 0; d < batch_.channels; ++d) {
+          mean[d] = static_cast<A>(total[c * padded_ + d] / labels_.counts[b][c]);
+        }
+      }
+    });
+  }
+
+  // The variance and background terms: whatever compares pixels with means.
+  void find_variance(Instances<A>& result, A* terms) {
+    // A band's partial sums: hinge^2 and pulls an instance, then the background's hinge^2, pixels and pushes.
+    const auto rows = [&](int64_t b) { return labels_.instances(b) + int64_t{1}; };
+    const auto table = [&](int64_t b) { return gradients_ ? rows(b) * padded_ : 0; };
+    const auto size = [&](int64_t b) {
+      return rows(b) + table(b) + (options_.background_push ? 2 + table(b) : 0);
+    };
+    const auto sums = over_bands(size, [&](const Band& band, double* partial) {
+      const int64_t b = band.image;
+      const Image<const T> image(embeddings_, batch_, b);
+      const auto means = table_of(result.means.data() + result.first[b] * padded_, result.size(b), padded_);
+      const Tables<A> tables = this->tables(b, means.data());
+      const Spread<A> spread{partial, gradients_ ? partial + rows(b) : nullptr};
+      double* background = partial + rows(b) + table(b);
+      const Push<A> push{static_cast<A>(options_.delta_dist), background,
+                         gradients_ ? background + 2 : nullptr, nullptr, 0, 0, 0};
+      const auto delta = static_cast<A>(options_.delta_var);
+      Scratch<A> scratch(batch_.channels, grid_.tile);
+      for (int64_t t = band.first; t < band.last; ++t) {
+        const TileCode code = runs_[grid_.first[b] + t];
+        const int64_t from = t * grid_.tile;
+        const int pixels = tile_size(b, t);
+        if (!code.is_runs()) {
+          pixel_tile(image, from, pixels, scratch.pixels.data());
+          table_rows(code, pixels, tables.instances, scratch.slots.data());
+          spread_pixels(options_.norm, scratch.pixels.data(), scratch.slots.data(), pixels, delta, tables,
+                        spread, scratch.difference.data());
+        } else if (any_instance(code)) {
+          const auto tile = planar_tile(image, from, pixels, scratch.planar.data(), scratch.stride);
+          spread_runs(options_.norm, tile, code, delta, tables, spread, scratch.spare.data());
+        }
+        if (options_.background_push && tables.instances > 0) {
+          const auto tile = planar_tile(image, from, pixels, scratch.planar.data(), scratch.stride);
+          for_each_background(code, pixels, [&](int start, int length) {
+            background[1] += length;
+            push_background(options_.norm, tile, start, length, tables, push, scratch.spare.data());
+          });
+        }
+      }
+    });
+    for_each_image(sums, [&](int64_t b, const std::vector<double>& total) {
+      const int64_t count = result.size(b);
+      if (count == 0) return;
+      const std::vector<double> weights = variance_weights(options_, result, b);
+      double variance = 0;
+      for (int64_t c = 0; c < count; ++c) {
+        variance += weights[c] * total[c];
+        for (int64_t d = 0; gradients_ && d < batch_.channels; ++d) {
+          result.grads[0][(result.first[b] + c) * padded_ + d] =
+              static_cast<A>(-2 * weights[c] * total[rows(b) + c * padded_ + d]);
+        }
+      }
+      terms[b * kTerms] = static_cast<A>(variance);
+      const double* background = total.data() + rows(b) + table(b);
+      if (!options_.background_push || background[1] == 0) return;
+      const double weight = 1 / (background[1] * static_cast<double>(count));
+      terms[b * kTerms + 3] = static_cast<A>(weight * background[0]);
+      for (int64_t j = 0; gradients_ && j < count * padded_; ++j) {
+        result.grads[2][result.first[b] * padded_ + j] = static_cast<A>(2 * weight * background[2 + j]);
+      }
+    });
+  }
+
+  void find_distance(int64_t b, Instances<A>& result, A& term) {
+    constexpr int64_t kRows = 64;
+    const int64_t count = result.size(b);
+    if (count < 2) return;
+    const A* rows = result.means.data() + result.first[b] * padded_;
+    const int64_t stride = count + kLanes<A>;
+    std::vector<A> planar(batch_.channels * stride, A(0));
+    for (int64_t c = 0; c < count; ++c) {
+      for (int64_t d = 0; d < batch_.channels; ++d) planar[d * stride + c] = rows[c * padded_ + d];
+    }
+    const int64_t tasks = (count + kRows - 1) / kRows;
+    const double pairs = static_cast<double>(count) * static_cast<double>(count - 1);
+    std::vector<double> totals(tasks, 0.0);
+    parallel_for(tasks, options_.threads, [&](int64_t k) {
+      const int64_t from = k * kRows, to = std::min(count, from + kRows);
+      std::vector<double> grads(gradients_ ? (to - from) * padded_ : 0, 0.0);
+      std::vector<VecSlot<A>> spare(batch_.channels);
+      repel(options_.norm, rows, from, to, planar.data(), stride, tables(b, nullptr),
+            static_cast<A>(2 * options_.delta_dist), &totals[k], gradients_ ? grads.data() : nullptr,
+            spare.data());
+      // A pair counts in both orders, so a mean's gradient is twice that of its row.
+      for (size_t j = 0; j < grads.size(); ++j) {
+        result.grads[1][(result.first[b] + from) * padded_ + j] = static_cast<A>(4 * grads[j] / pairs);
+      }
+    });
+    double total = 0;
+    for (const double t : totals) total += t;
+    term = static_cast<A>(total / pairs);
+  }
+
+  void find_regularization(int64_t b, const Instances<A>& result, A& term) {
+    const int64_t count = result.size(b);
+    if (count == 0) return;
+    double total = 0;
+    std::vector<double> unused(batch_.channels);
+    for (int64_t c = 0; c < count; ++c) {
+      total += norm_of(result.means.data() + (result.first[b] + c) * padded_, batch_.channels,
+                       options_.norm, unused.data());
+    }
+    term = static_cast<A>(total / count);
+  }
+
+  template <class F>
+  void for_each_image(const std::vector<std::vector<double>>& sums, F&& f) {
+    for (size_t k = 0; k < bands_.size(); ++k) {
+      if (k == 0 || bands_[k].image != bands_[k - 1].image) f(bands_[k].image, sums[k]);
+    }
+  }
+
+ private:
+  const Array& embeddings_;
+  const Batch& batch_;
+  const TileGrid& grid_;
+  const LabelRuns& labels_;
+  const RunsView runs_;
+  const Options& options_;
+  const bool gradients_;
+  const int64_t padded_;
+  const std::vector<Band> bands_;
+};
+
+// grad = d (sum of grad_terms * terms) / d embeddings, where `result` and `runs` are the forward pass's.
+template <class T>
+void backward_pass(const Array& embeddings, const Batch& batch, const TileGrid& grid,
+                   const Options& options, const Instances<accumulator_t<T>>& instances,
+                   const RunsView& runs, const accumulator_t<T>* grad_terms, const Array& grad,
+                   const Batch& grad_batch) {
+  using A = accumulator_t<T>;
+  const int64_t channels = batch.channels, padded = instances.padded;
+
+  // Per image: means, and what each instance's pixels have in common.
+  struct ImageTables {
+    std::vector<A> means, through_mean, scale;
+    A push_scale = 0;
+  };
+  std::vector<ImageTables> all(batch.images);
+  parallel_for(batch.images, options.threads, [&](int64_t b) {
+    ImageTables& image = all[b];
+    const int64_t count = instances.size(b), first = instances.first[b];
+    const A* g = grad_terms + b * kTerms;
+    const std::vector<double> weights = variance_weights(options, instances, b);
+    image.means = table_of(instances.means.data() + first * padded, count, padded);
+    image.through_mean.assign((count + 1) * padded, A(0));
+    image.scale.assign(count + 1, A(0));
+    std::vector<double> norm_grad(channels);
+    int64_t labelled = 0;
+    for (int64_t c = 0; c < count; ++c) {
+      const int64_t row = (first + c) * padded;
+      image.scale[c] = static_cast<A>(2 * weights[c] * g[0]);
+      norm_of(instances.means.data() + row, channels, options.norm, norm_grad.data());
+      for (int64_t d = 0; d < channels; ++d) {
+        const double by_mean = static_cast<double>(g[0]) * instances.grads[0][row + d] +
+                               static_cast<double>(g[1]) * instances.grads[1][row + d] +
+                               g[2] * norm_grad[d] / count +
+                               static_cast<double>(g[3]) * instances.grads[2][row + d];
+        image.through_mean[c * padded + d] = static_cast<A>(by_mean / instances.counts[first + c]);
+      }
+      labelled += instances.counts[first + c];
+    }
+    if (options.background_push && count > 0) {
+      int64_t background = 0;
+      for (int64_t t = grid.first[b]; t < grid.first[b + 1]; ++t) {
+        const int64_t from = (t - grid.first[b]) * grid.tile;
+        for_each_background(runs[t], static_cast<int>(std::min<int64_t>(grid.tile, batch.count(b) - from)),
+                            [&](int, int length) { background += length; });
+      }
+      if (background > 0) {
+        image.push_scale =
+            static_cast<A>(2 * static_cast<double>(g[3]) / (static_cast<double>(background) * count));
+      }
+    }
+  });
+
+  const auto bands = cut_into_bands(batch, grid, nullptr);
+  parallel_for(static_cast<int64_t>(bands.size()), options.threads, [&](int64_t k) {
+    const Band& band = bands[k];
+    const int64_t b = band.image;
+    const Image<const T> image(embeddings, batch, b);
+    const Image<T> target(grad, grad_batch, b);
+    const Tables<A> tables{channels, padded, static_cast<int32_t>(instances.size(b)), all[b].means.data()};
+    const GradientTables<A> gradient{all[b].scale.data(), all[b].through_mean.data()};
+    const auto delta = static_cast<A>(options.delta_var);
+    Scratch<A> scratch(channels, grid.tile);
+    for (int64_t t = band.first; t < band.last; ++t) {
+      const TileCode code = runs[grid.first[b] + t];
+      const int64_t from = t * grid.tile;
+      const int pixels = static_cast<int>(std::min<int64_t>(grid.tile, image.pixels - from));
+      const bool push = options.background_push && tables.instances > 0;
+      PlanarTile<A> tile{};
+      if (push || code.is_runs()) {
+        tile = planar_tile(image, from, pixels, scratch.planar.data(), scratch.stride);
+      }
+      const auto push_into = [&](A* out, int64_t channel_stride, int64_t pixel_stride) {
+        if (!push) return;
+        const Push<A> rule{static_cast<A>(options.delta_dist), nullptr, nullptr, out, all[b].push_scale,
+                           channel_stride, pixel_stride};
+        for_each_background(code, pixels, [&](int start, int length) {
+          push_background(options.norm, tile, start, length, tables, rule, scratch.spare.data());
+        });
+      };
+      if (!code.is_runs()) {
+        pixel_tile(image, from, pixels, scratch.pixels.data());
+        table_rows(code, pixels, tables.instances, scratch.slots.data());
+        gradient_pixels(options.norm, scratch.pixels.data(), scratch.slots.data(), pixels, delta, tables,
+                        gradient, scratch.pixels_out.data(), scratch.difference.data());
+        push_into(scratch.pixels_out.data(), 1, padded);
+        write_pixels(target, from, pixels, scratch.pixels_out.data());
+        continue;
+      }
+      A* out = scratch.planar_out.data();
+      int64_t stride = scratch.stride;
+      bool in_place = false;
+      if constexpr (std::is_same_v<T, A>) {
+        in_place = target.pixel_stride == 1;
+        if (in_place) {
+          out = target.data + from;
+          stride = target.channel_stride;
+        }
+      }
+      gradient_runs(options.norm, tile, code, pixels, delta, tables, gradient, out, stride,
+                    scratch.spare.data());
+      push_into(out, stride, 1);
+      if (!in_place) write_planar(target, from, pixels, out, stride);
+    }
+  });
+}
+
+template <class A>
+bool save(const Instances<A>& instances, const LabelRuns& labels, int64_t channels, const State& state) {
+  const int64_t total = instances.total();
+  const int64_t capacity = state.counts.size();
+  const bool fits = total <= capacity && static_cast<int64_t>(labels.block.size()) <= state.runs.size();
+  auto* first = state.first.as<int64_t>();
+  auto* counts = state.counts.as<int64_t>();
+  auto* vectors = state.vectors.as<A>();
+  auto* runs = state.runs.as<uint32_t>();
+  // All of the state is written, so that equal calls leave equal bits.
+  std::fill(counts, counts + capacity, 0);
+  std::fill(vectors, vectors + kTerms * capacity * channels, A(0));
+  if (!fits) {
+    std::fill(first, first + state.first.size(), -1);
+    std::fill(runs, runs + state.runs.size(), 0u);
+    return false;
+  }
+  std::copy(instances.first.begin(), instances.first.end(), first);
+  std::copy(instances.counts.begin(), instances.counts.end(), counts);
+  const std::vector<A>* tables[] = {&instances.means, &instances.grads[0], &instances.grads[1],
+                                    &instances.grads[2]};
+  for (int k = 0; k < kTerms; ++k) {
+    for (int64_t c = 0; c < total; ++c) {
+      std::copy_n(tables[k]->data() + c * instances.padded, channels,
+                  vectors + (k * capacity + c) * channels);
+    }
+  }
+  std::copy(labels.block.begin(), labels.block.end(), runs);
+  std::fill(runs + labels.block.size(), runs + state.runs.size(), 0u);
+  return true;
+}
+
+template <class A>
+Instances<A> restore(const State& state, int64_t images, int64_t channels) {
+  const int64_t capacity = state.counts.size();
+  const auto* first = state.first.as<const int64_t>();
+  const auto* counts = state.counts.as<const int64_t>();
+  const auto* vectors = state.vectors.as<const A>();
+  Instances<A> instances;
+  instances.padded = padded_channels(channels);
+  instances.first.assign(first, first + images + 1);
+  instances.counts.assign(counts, counts + instances.total());
+  std::vector<A>* tables[] = {&instances.means, &instances.grads[0], &instances.grads[1],
+                              &instances.grads[2]};
+  for (int k = 0; k < kTerms; ++k) {
+    tables[k]->assign(instances.total() * instances.padded, A(0));
+    for (int64_t c = 0; c < instances.total(); ++c) {
+      std::copy_n(vectors + (k * capacity + c) * channels, channels,
+                  tables[k]->data() + c * instances.padded);
+    }
+  }
+  return instances;
+}
+
+DType accumulation_type(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
+
+void check(const Array& embeddings, const Batch& batch, const Array& labels, const Options& options,
+           const Array& terms) {
+  expect(options.norm == 1 || options.norm == 2, "norm: expected 1 or 2");
+  expect(labels.ndim == 2 && labels.shape[0] == embeddings.shape[0] &&
+             labels.shape[1] == embeddings.shape[2],
+         "labels: expected one for each pixel of embeddings");
+  expect_contiguous(terms, accumulation_type(embeddings.dtype), batch.images * kTerms, "terms");
+}
+
+void check(const State& state, const Batch& batch, DType dtype) {
+  expect_contiguous(state.first, DType::i64, batch.images + 1, "first");
+  expect_contiguous(state.counts, DType::i64, state.counts.size(), "counts");
+  expect_contiguous(state.vectors, accumulation_type(dtype),
+                    kTerms * state.counts.size() * batch.channels, "vectors");
+  expect_contiguous(state.runs, DType::i32, state.runs.size(), "runs");
+}
+
+}  // namespace
+
+void forward(const Array& embeddings, const Array& labels, const Array* offsets,
+             const Options& options, const Array& terms, const State* state) {
+  const Batch batch = Batch::of_embeddings(embeddings, offsets);
+  const Batch label_batch = Batch::of_labels(labels, offsets);
+  check(embeddings, batch, labels, options, terms);
+  if (state) check(*state, batch, embeddings.dtype);
+  const TileGrid grid(batch, tile_pixels(batch.channels));
+  const LabelRuns runs(labels, label_batch, grid, options.rules, options.threads);
+  dispatch_floating(embeddings.dtype, "embeddings", [&](auto type) {
+    using T = decltype(type);
+    using A = accumulator_t<T>;
+    ForwardPass<T> pass(embeddings, batch, grid, runs, options, state != nullptr);
+    const Instances<A> instances = pass.run(terms.as<A>());
+    if (state) save(instances, runs, batch.channels, *state);
+  });
+}
+
+void backward(const Array& embeddings, const Array& labels, const Array* offsets, const Options& options,
+              const Array& grad_terms, const State& state, const Array& grad) {
+  const Batch batch = Batch::of_embeddings(embeddings, offsets);
+  const Batch label_batch = Batch::of_labels(labels, offsets);
+  const Batch grad_batch = Batch::of_embeddings(grad, offsets);
+  check(embeddings, batch, labels, options, grad_terms);
+  check(state, batch, embeddings.dtype);
+  expect(grad.dtype == embeddings.dtype && grad.shape == embeddings.shape,
+         "grad: expected the shape and type of embeddings");
+  const TileGrid grid(batch, tile_pixels(batch.channels));
+  dispatch_floating(embeddings.dtype, "embeddings", [&](auto type) {
+    using T = decltype(type);
+    using A = accumulator_t<T>;
+    if (state.first.as<const int64_t>()[0] >= 0) {
+      const RunsView runs{state.runs.as<const uint32_t>(), grid.tiles(), grid.tile};
+      backward_pass<T>(embeddings, batch, grid, options, restore<A>(state, batch.images, batch.channels),
+                       runs, grad_terms.as<const A>(), grad, grad_batch);
+      return;
+    }
+    // More instances or shorter runs than the state has room for: found again rather than kept.
+    const LabelRuns labels_again(labels, label_batch, grid, options.rules, options.threads);
+    std::vector<A> terms(batch.images * kTerms);
+    const Instances<A> instances =
+        ForwardPass<T>(embeddings, batch, grid, labels_again, options, true).run(terms.data());
+    backward_pass<T>(embeddings, batch, grid, options, instances, labels_again.view(),
+                     grad_terms.as<const A>(), grad, grad_batch);
+  });
+}
+
+}  // namespace instembed::discriminative

@@ -1,0 +1,111 @@
+// Scans over blocks: which points lie in a ball, and their sum.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "mean_shift/blocks.h"
+#include "mean_shift/formula.h"
+
+namespace instembed::mean_shift {
+
+// The ball |x - center| <= h, with the distances below and above which a test in S is certain.
+template <class S>
+struct Ball {
+  std::vector<double> center;
+  std::vector<S> rounded;
+  double bandwidth = 0, bandwidth2 = 0;
+  S inner = 0, outer = 0;    // for bounding balls
+  S inner2 = 0, outer2 = 0;  // squared, for points
+  S grow = 1;                // 1 + the relative error of a distance
+  bool finite = true;
+
+  Ball(int dims, double h) : center(dims), rounded(dims), bandwidth(h), bandwidth2(h * h) {}
+  int dims() const { return static_cast<int>(center.size()); }
+  void move_to(const double* c);
+};
+
+// The members of a ball: their number, their sum, and a 64-bit sum of one random key a member, by which equal
+// sets are recognised whatever order they were found in.
+struct Moments {
+  std::vector<double> sum;
+  int64_t count = 0;
+  uint64_t key = 0;
+
+  explicit Moments(int dims) : sum(dims) {}
+  void clear() {
+    std::fill(sum.begin(), sum.end(), 0.0);
+    count = 0;
+    key = 0;
+  }
+};
+
+// Which blocks a scan looks at: all of a set, or the ones near a point.
+template <class S>
+struct Front {
+  Balls<S> balls;
+  std::vector<int32_t> ids;  // into the set's blocks
+};
+
+// What has been taken already: the owner of each block, or of each of its points. 0 is nobody.
+struct Ownership {
+  std::vector<int32_t> owner;   // of a block, where its points have one owner
+  std::vector<int64_t> slot;    // into `points`, -1 where they have one
+  std::vector<int32_t> points;  // owner by point, of blocks that are shared
+  std::vector<int32_t> alive;   // points of each block that nobody owns
+
+  template <class S>
+  explicit Ownership(const BlockSet<S>& set);
+  const int32_t* of_points(int64_t block) const {
+    return slot[block] < 0 ? nullptr : points.data() + slot[block];
+  }
+};
+
+// out[i] = squared distance of centre i, planar, from c, in S.
+void squared_distances(const float* x, int64_t row, int64_t n, int dims, const float* c, float* out);
+void squared_distances(const double* x, int64_t row, int64_t n, int dims, const double* c, double* out);
+
+// The same for the points of a block, in double whatever S.
+void exact_distances(const Block<float>& block, int dims, const double* c, double* out);
+void exact_distances(const Block<double>& block, int dims, const double* c, double* out);
+
+// mask[i] = -1 for points of the block in the ball that nobody owns, else 0. Returns how many.
+int block_members(const Block<float>& block, const int32_t* owners, const Ball<float>& ball,
+                  int32_t* mask);
+int block_members(const Block<double>& block, const int32_t* owners, const Ball<double>& ball,
+                  int64_t* mask);
+
+template <class S>
+using mask_t = std::conditional_t<sizeof(S) == 4, int32_t, int64_t>;
+
+// Adds the members among entries [begin, end) of a front. `ids` is null where entry i is block i.
+struct Scan {
+  bool keys = false;
+  const Ownership* ownership = nullptr;
+  const uint64_t* block_keys = nullptr;
+};
+void add_members(const BlockSet<float>& set, const Balls<float>& balls, const int32_t* ids,
+                 int64_t begin, int64_t end, const Ball<float>& ball, const Scan& scan, Moments* to);
+void add_members(const BlockSet<double>& set, const Balls<double>& balls, const int32_t* ids,
+                 int64_t begin, int64_t end, const Ball<double>& ball, const Scan& scan, Moments* to);
+
+// Appends the entries in [begin, end) whose balls come within `slack` of the ball.
+void find_near(const Balls<float>& balls, int64_t begin, int64_t end, const Ball<float>& ball,
+               double slack, std::vector<int32_t>* found);
+void find_near(const Balls<double>& balls, int64_t begin, int64_t end, const Ball<double>& ball,
+               double slack, std::vector<int32_t>* found);
+
+// A front of the given entries of `balls`; `ids` is null where entry i is block i.
+template <class S>
+void make_front(const Balls<S>& balls, const int32_t* ids, int dims,
+                const std::vector<int32_t>& entries, Front<S>* front);
+
+// A random key for the point at `position` (the finaliser of splitmix64).
+inline uint64_t point_key(int64_t position) {
+  uint64_t z = (static_cast<uint64_t>(position) + 1) * 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+
+}  // namespace instembed::mean_shift

@@ -1,0 +1,193 @@
+#include "mean_shift/tree.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "common/parallel.h"
+#include "common/simd.h"
+#include "mean_shift/blocks.h"
+
+namespace instembed::mean_shift {
+
+namespace {
+
+constexpr int64_t kLeaf = 64;        // points a leaf, about
+constexpr int64_t kSample = 16384;   // points to grow the tree on, at most
+constexpr int kMaxDepth = 32;
+constexpr int64_t kRouteChunk = 4096;
+
+// A node sends a point to children[x[channel] > threshold]; a leaf sends it to itself.
+template <class S>
+struct Tree {
+  std::vector<int32_t> channel, child, leaf;
+  std::vector<S> threshold;
+  std::vector<int32_t> most;  // by leaf
+  int depth = 0;
+
+  int32_t add() {
+    const auto node = static_cast<int32_t>(child.size());
+    channel.push_back(0);
+    child.push_back(node);
+    leaf.push_back(-1);
+    threshold.push_back(std::numeric_limits<S>::infinity());
+    return node;
+  }
+};
+
+template <class S>
+class Grower {
+ public:
+  Grower(const Rows<S>& rows, const std::vector<int64_t>& pixels, double bandwidth)
+      : dims_(rows.dims), tight_(bandwidth / 3) {
+    const auto n = static_cast<int64_t>(pixels.size());
+    const int64_t sample = std::min(n, std::max<int64_t>(2048, std::min(kSample, n / 8)));
+    leaf_ = std::max<int64_t>(2, kLeaf * sample / n);
+    data_.resize(sample * dims_);
+    for (int64_t i = 0; i < sample; ++i) {
+      const S* row = rows.data + pixels[n * i / sample] * rows.stride;
+      std::copy(row, row + dims_, data_.begin() + i * dims_);
+    }
+    index_.resize(sample);
+    std::iota(index_.begin(), index_.end(), 0);
+    mean_.resize(dims_);
+    square_.resize(dims_);
+    tree_.add();
+    grow(0, 0, sample, 0);
+  }
+
+  Tree<S> take() { return std::move(tree_); }
+
+ private:
+  void make_leaf(int32_t node, bool tight) {
+    tree_.leaf[node] = static_cast<int32_t>(tree_.most.size());
+    tree_.most.push_back(tight ? kMaxBlock : static_cast<int32_t>(kLeaf));
+  }
+
+  void moments(int64_t begin, int64_t end) {
+    std::fill(mean_.begin(), mean_.end(), 0.0);
+    std::fill(square_.begin(), square_.end(), 0.0);
+    const S* origin = &data_[index_[begin] * dims_];  // against cancellation far from zero
+    for (int64_t i = begin; i < end; ++i) {
+      const S* row = &data_[index_[i] * dims_];
+      for (int d = 0; d < dims_; ++d) {
+        const double v = static_cast<double>(row[d]) - static_cast<double>(origin[d]);
+        mean_[d] += v;
+        square_[d] += v * v;
+      }
+    }
+    const auto n = static_cast<double>(end - begin);
+    for (int d = 0; d < dims_; ++d) {
+      mean_[d] /= n;
+      square_[d] = square_[d] / n - mean_[d] * mean_[d];
+      mean_[d] += static_cast<double>(origin[d]);
+    }
+  }
+
+  // Splits at the mean of the channel that varies most: between clusters rather than through them.
+  void grow(int32_t node, int64_t begin, int64_t end, int depth) {
+    tree_.depth = std::max(tree_.depth, depth);
+    if (end - begin < 2) return make_leaf(node, false);
+    moments(begin, end);
+    double variance = 0;
+    for (int d = 0; d < dims_; ++d) variance += square_[d];
+    const bool tight = variance <= tight_ * tight_;
+    if (tight || end - begin <= leaf_ || depth == kMaxDepth || !std::isfinite(variance)) {
+      return make_leaf(node, tight);
+    }
+    const auto channel =
+        static_cast<int32_t>(std::max_element(square_.begin(), square_.end()) - square_.begin());
+    const auto threshold = static_cast<S>(mean_[channel]);
+    const auto middle =
+        std::partition(index_.begin() + begin, index_.begin() + end,
+                       [&](int64_t i) { return !(data_[i * dims_ + channel] > threshold); }) -
+        index_.begin();
+    if (middle == begin || middle == end) return make_leaf(node, false);
+    const int32_t low = tree_.add();
+    tree_.add();
+    tree_.channel[node] = channel;
+    tree_.threshold[node] = threshold;
+    tree_.child[node] = low;
+    grow(low, begin, middle, depth + 1);
+    grow(low + 1, middle, end, depth + 1);
+  }
+
+  int dims_;
+  double tight_;
+  int64_t leaf_;
+  std::vector<S> data_;
+  std::vector<int64_t> index_;
+  std::vector<double> mean_, square_;
+  Tree<S> tree_;
+};
+
+// Sixteen points descend side by side: their loads do not wait for each other.
+template <class S>
+void route(const Tree<S>& tree, const Rows<S>& rows, const int64_t* pixels, int64_t n,
+           int32_t* leaves) {
+  constexpr int kWidth = 16;
+  for (int64_t from = 0; from < n; from += kWidth) {
+    const int width = static_cast<int>(std::min<int64_t>(kWidth, n - from));
+    int32_t node[kWidth] = {};
+    const S* row[kWidth];
+    for (int k = 0; k < width; ++k) row[k] = rows.data + pixels[from + k] * rows.stride;
+    for (int level = 0; level < tree.depth; ++level) {
+      int32_t moved = 0;
+      for (int k = 0; k < width; ++k) {
+        const int32_t at = node[k];
+        const int32_t next = tree.child[at] + (row[k][tree.channel[at]] > tree.threshold[at] ? 1 : 0);
+        moved |= next ^ at;
+        node[k] = next;
+      }
+      if (moved == 0) break;
+    }
+    for (int k = 0; k < width; ++k) leaves[from + k] = tree.leaf[node[k]];
+  }
+}
+
+}  // namespace
+
+template <class S>
+Leaves sort_into_leaves(const Rows<S>& rows, const std::vector<int64_t>& pixels, double bandwidth,
+                        int64_t* order, int threads) {
+  const auto n = static_cast<int64_t>(pixels.size());
+  const Tree<S> tree = Grower<S>(rows, pixels, bandwidth).take();
+  const auto leaves = static_cast<int64_t>(tree.most.size());
+  std::vector<int32_t> leaf(n);
+  parallel_for((n + kRouteChunk - 1) / kRouteChunk, threads, [&](int64_t chunk) {
+    const int64_t from = chunk * kRouteChunk;
+    route(tree, rows, pixels.data() + from, std::min(kRouteChunk, n - from), leaf.data() + from);
+  });
+  // A counting sort in parallel: few parts, since each counts all leaves.
+  const int64_t parts = std::clamp<int64_t>(n / 16384, 1, 16);
+  std::vector<int64_t> starts(parts * leaves, 0);
+  auto part_begin = [&](int64_t part) { return n * part / parts; };
+  parallel_for(parts, threads, [&](int64_t part) {
+    int64_t* counts = starts.data() + part * leaves;
+    for (int64_t i = part_begin(part); i < part_begin(part + 1); ++i) ++counts[leaf[i]];
+  });
+  Leaves result;
+  result.most = tree.most;
+  result.offsets.assign(leaves + 1, 0);
+  int64_t total = 0;
+  for (int64_t l = 0; l < leaves; ++l) {
+    result.offsets[l] = total;
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t count = starts[part * leaves + l];
+      starts[part * leaves + l] = total;
+      total += count;
+    }
+  }
+  result.offsets[leaves] = total;
+  parallel_for(parts, threads, [&](int64_t part) {
+    int64_t* to = starts.data() + part * leaves;
+    for (int64_t i = part_begin(part); i < part_begin(part + 1); ++i) order[to[leaf[i]]++] = pixels[i];
+  });
+  return result;
+}
+
+template Leaves sort_into_leaves(const Rows<float>&, const std::vector<int64_t>&, double, int64_t*, int);
+template Leaves sort_into_leaves(const Rows<double>&, const std::vector<int64_t>&, double, int64_t*, int);
+
+}  // namespace instembed::mean_shift

@@ -1,0 +1,71 @@
+// The extension module instembed._core: one binding an op. Arguments are checked in Python, where a message
+// can name what the user wrote; see instembed/_native.py for how the module is found.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "discriminative/discriminative.h"
+#include "python/array_caster.h"
+
+namespace py = pybind11;
+
+namespace instembed {
+namespace {
+
+using OptionalArray = std::optional<Array>;
+
+const Array* pointer(const OptionalArray& array) { return array ? &*array : nullptr; }
+
+void bind_discriminative(py::module_& module) {
+  using namespace discriminative;
+
+  py::class_<Options>(module, "DiscriminativeOptions")
+      .def(py::init([](double delta_var, double delta_dist, int norm, bool pooled_variance,
+                       bool background_push, std::optional<int64_t> background,
+                       std::optional<int64_t> ignore_index, int threads) {
+             return Options{delta_var,       delta_dist,  norm, pooled_variance,
+                            background_push, {background, ignore_index}, threads};
+           }),
+           py::kw_only(), py::arg("delta_var"), py::arg("delta_dist"), py::arg("norm"),
+           py::arg("pooled_variance"), py::arg("background_push"), py::arg("background"),
+           py::arg("ignore_index"), py::arg("threads"));
+
+  module.def(
+      "discriminative_forward",
+      [](const Array& embeddings, const Array& labels, const OptionalArray& offsets,
+         const Options& options, const Array& terms, const OptionalArray& first,
+         const OptionalArray& counts, const OptionalArray& vectors, const OptionalArray& runs) {
+        const py::gil_scoped_release release;
+        if (!first || !counts || !vectors || !runs) {
+          forward(embeddings, labels, pointer(offsets), options, terms, nullptr);
+          return;
+        }
+        const State state{*first, *counts, *vectors, *runs};
+        forward(embeddings, labels, pointer(offsets), options, terms, &state);
+      },
+      py::arg("embeddings"), py::arg("labels"), py::arg("offsets"), py::arg("options"),
+      py::arg("terms"), py::arg("first") = py::none(), py::arg("counts") = py::none(),
+      py::arg("vectors") = py::none(), py::arg("runs") = py::none());
+
+  module.def(
+      "discriminative_backward",
+      [](const Array& embeddings, const Array& labels, const OptionalArray& offsets,
+         const Options& options, const Array& grad_terms, const Array& first, const Array& counts,
+         const Array& vectors, const Array& runs, const Array& grad) {
+        const py::gil_scoped_release release;
+        backward(embeddings, labels, pointer(offsets), options, grad_terms,
+                 {first, counts, vectors, runs}, grad);
+      },
+      py::arg("embeddings"), py::arg("labels"), py::arg("offsets"), py::arg("options"),
+      py::arg("grad_terms"), py::arg("first"), py::arg("counts"), py::arg("vectors"), py::arg("runs"),
+      py::arg("grad"));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
+  module.doc() = "The native core of instembed. Private: use the functions of the package.";
+  module.attr("version") = INSTEMBED_VERSION;
+  bind_discriminative(module);
+}
+
+}  // namespace instembed

@@ -1,0 +1,42 @@
+"""One shape for the kernels: (B, D, N) and (B, N), whatever the user's layout, by views where possible."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def flat_embeddings(embeddings: Tensor) -> Tensor:
+    """(B, D, *spatial) -> (B, D, N); points (N, D) -> (1, D, N).
+
+    Contiguous and channels-last tensors are not copied; others are where a view cannot do.
+    """
+    embeddings = embeddings.detach()
+    if embeddings.dim() == 2:
+        return embeddings.t().unsqueeze(0)
+    return embeddings.flatten(2)
+
+
+def flat_pixels(values: Tensor, embeddings: Tensor) -> Tensor:
+    """(B, *spatial) -> (B, N); (N,) beside points -> (1, N)."""
+    values = values.detach()
+    return values.unsqueeze(0) if embeddings.dim() == 2 else values.flatten(1)
+
+
+def empty_gradient(embeddings: Tensor) -> Tensor:
+    """An uninitialised gradient in the memory format of the embeddings where it is one of the usual two."""
+    if embeddings.dim() == 4 and embeddings.is_contiguous(memory_format=torch.channels_last):
+        return torch.empty_like(embeddings, memory_format=torch.channels_last)
+    if embeddings.dim() == 5 and embeddings.is_contiguous(memory_format=torch.channels_last_3d):
+        return torch.empty_like(embeddings, memory_format=torch.channels_last_3d)
+    return torch.empty_like(embeddings, memory_format=torch.contiguous_format)
+
+
+def number_of_images(embeddings: Tensor, offsets: Tensor | None) -> int:
+    if embeddings.dim() != 2:
+        return embeddings.shape[0]
+    return 1 if offsets is None else offsets.shape[0] - 1
+
+
+def accumulation_dtype(embeddings: Tensor) -> torch.dtype:
+    return torch.float64 if embeddings.dtype == torch.float64 else torch.float32

@@ -1,0 +1,371 @@
+"""The discriminative loss of De Brabandere, Neven and Van Gool (2017), arXiv 1708.02551."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from instembed import _arguments as arguments
+from instembed._native import core, threads
+from instembed._pixels import (
+    accumulation_dtype,
+    empty_gradient,
+    flat_embeddings,
+    flat_pixels,
+    number_of_images,
+)
+
+Variance = Literal["instance", "pixel"]
+Reduction = Literal["mean", "sum", "none"]
+
+
+class DiscriminativeTerms(NamedTuple):
+    """The unweighted terms of the loss, each of shape (B,)."""
+
+    variance: Tensor
+    distance: Tensor
+    regularization: Tensor
+
+
+def discriminative_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    offsets: Tensor | None = None,
+    delta_var: float = 0.5,
+    delta_dist: float = 1.5,
+    norm: int = 2,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    gamma: float = 0.001,
+    background: int | None = 0,
+    ignore_index: int | None = None,
+    variance: Variance = "instance",
+    background_push: float = 0.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Pulls the embeddings of an instance to their mean and pushes the means of instances apart.
+
+    For an image with instances c = 1..C, of N_c pixels x_i and mean mu_c each::
+
+        variance       = 1/C sum_c 1/N_c sum_i [ |mu_c - x_i| - delta_var ]+^2
+        distance       = 1/(C (C-1)) sum_{a != b} [ 2 delta_dist - |mu_a - mu_b| ]+^2
+        regularization = 1/C sum_c |mu_c|
+        loss           = alpha variance + beta distance + gamma regularization
+
+    Args:
+        embeddings: (B, D, *spatial) with 1 to 3 spatial dimensions, contiguous or channels-last, or points
+            (N, D). float32, float64, float16 or bfloat16; sums are taken in float32 (float64 for float64).
+        labels: (B, *spatial) or (N,) instance ids of any integer dtype and any value. Ids are per image.
+        offsets: (B + 1,) for points: image b is points ``offsets[b]:offsets[b + 1]``. None is one image.
+        delta_var: radius, in units of the embedding, within which nothing pulls (paper: 0.5).
+        delta_dist: half the distance beyond which nothing pushes two means apart (paper: 1.5).
+        norm: 2 (paper) or 1, of the three distances.
+        alpha, beta, gamma: weights of the terms (paper: 1, 1, 0.001).
+        background: the id that is no instance; None makes 0 an instance like any other.
+        ignore_index: the id of pixels that take no part in anything.
+        variance: "instance" is a mean over instances of means over pixels (paper), "pixel" one mean over all
+            pixels of instances, so that large instances weigh more.
+        background_push: weight of 1/C sum_c mean_{i in background} [ delta_dist - |x_i - mu_c| ]+^2, which
+            keeps background pixels away from the instances (0 in the paper). Time grows with
+            background pixels x instances.
+        reduction: "mean" or "sum" over the images, "none" for (B,). Images without instances are 0.
+
+    Returns:
+        A float32 (float64 for float64 embeddings) scalar, or (B,) with ``reduction="none"``. Differentiable
+        once, with respect to ``embeddings``; a distance of zero has subgradient zero. NaN or infinity in an
+        embedding that takes part makes its image's loss NaN.
+
+    Raises:
+        TypeError, ValueError: an argument has a wrong type, dtype, shape, device or value.
+    """
+    terms = _checked_terms(
+        embeddings,
+        labels,
+        offsets=offsets,
+        delta_var=delta_var,
+        delta_dist=delta_dist,
+        norm=norm,
+        background=background,
+        ignore_index=ignore_index,
+        variance=variance,
+        background_push=arguments.check_number("background_push", background_push, at_least=0) > 0,
+    )
+    arguments.check_choice("reduction", reduction, ("mean", "sum", "none"))
+    weights = [
+        arguments.check_number("alpha", alpha),
+        arguments.check_number("beta", beta),
+        arguments.check_number("gamma", gamma),
+        float(background_push),
+    ]
+    losses = terms @ torch.tensor(weights, dtype=terms.dtype, device=terms.device)
+    if reduction == "none":
+        return losses
+    total = losses.sum()
+    return total if reduction == "sum" else total / max(losses.shape[0], 1)
+
+
+def discriminative_terms(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    offsets: Tensor | None = None,
+    delta_var: float = 0.5,
+    delta_dist: float = 1.5,
+    norm: int = 2,
+    background: int | None = 0,
+    ignore_index: int | None = None,
+    variance: Variance = "instance",
+) -> DiscriminativeTerms:
+    """The three terms of :func:`discriminative_loss`, unweighted and per image.
+
+    Arguments, shapes and errors are those of :func:`discriminative_loss`. Returns (B,) each, to be
+    logged, weighted or reduced at will; differentiable once.
+    """
+    terms = _checked_terms(
+        embeddings,
+        labels,
+        offsets=offsets,
+        delta_var=delta_var,
+        delta_dist=delta_dist,
+        norm=norm,
+        background=background,
+        ignore_index=ignore_index,
+        variance=variance,
+        background_push=False,
+    )
+    return DiscriminativeTerms(terms[:, 0], terms[:, 1], terms[:, 2])
+
+
+class DiscriminativeLoss(nn.Module):
+    """:func:`discriminative_loss` as a module; the arguments are the function's.
+
+    ``forward(embeddings, labels, offsets=None)`` returns the loss.
+    """
+
+    def __init__(
+        self,
+        *,
+        delta_var: float = 0.5,
+        delta_dist: float = 1.5,
+        norm: int = 2,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        gamma: float = 0.001,
+        background: int | None = 0,
+        ignore_index: int | None = None,
+        variance: Variance = "instance",
+        background_push: float = 0.0,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__()
+        self.options: dict[str, Any] = {
+            "delta_var": delta_var,
+            "delta_dist": delta_dist,
+            "norm": norm,
+            "alpha": alpha,
+            "beta": beta,
+            "gamma": gamma,
+            "background": background,
+            "ignore_index": ignore_index,
+            "variance": variance,
+            "background_push": background_push,
+            "reduction": reduction,
+        }
+        # A wrong option shows here rather than in the first step of a training.
+        discriminative_loss(torch.zeros(0, 1, 1), torch.zeros(0, 1, dtype=torch.int64), **self.options)
+
+    def forward(self, embeddings: Tensor, labels: Tensor, offsets: Tensor | None = None) -> Tensor:
+        return discriminative_loss(embeddings, labels, offsets=offsets, **self.options)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+def _checked_terms(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    offsets: Tensor | None,
+    delta_var: float,
+    delta_dist: float,
+    norm: int,
+    background: int | None,
+    ignore_index: int | None,
+    variance: Variance,
+    background_push: bool,
+) -> Tensor:
+    arguments.check_embeddings("embeddings", embeddings, points=True)
+    arguments.check_integer_tensor("labels", labels)
+    arguments.check_pixels("labels", labels, embeddings)
+    offsets = arguments.check_offsets(offsets, embeddings)
+    arguments.check_choice("norm", norm, (1, 2))
+    arguments.check_choice("variance", variance, ("instance", "pixel"))
+    outputs = torch.ops.instembed.discriminative_terms(
+        embeddings,
+        labels,
+        offsets,
+        arguments.check_number("delta_var", delta_var, at_least=0),
+        arguments.check_number("delta_dist", delta_dist, at_least=0),
+        norm,
+        arguments.check_label_id("background", background),
+        arguments.check_label_id("ignore_index", ignore_index),
+        variance == "pixel",
+        background_push,
+        torch.is_grad_enabled() and embeddings.requires_grad,
+    )
+    return outputs[0]
+
+
+# The op. Its first output is the (B, 4) terms: variance, distance, regularization, background push. The others
+# are what backward needs besides its inputs (csrc/discriminative/discriminative.h, State), empty unless
+# `differentiable`.
+
+_OPTIONS = (
+    "float delta_var, float delta_dist, int norm, int? background, int? ignore_index, bool pooled_variance, "
+    "bool background_push"
+)
+_library = torch.library.Library("instembed", "FRAGMENT")
+_library.define(
+    f"discriminative_terms(Tensor embeddings, Tensor labels, Tensor? offsets, {_OPTIONS}, bool differentiable) "
+    "-> (Tensor terms, Tensor first, Tensor counts, Tensor vectors, Tensor runs)"
+)
+_library.define(
+    f"discriminative_terms_backward(Tensor grad_terms, Tensor embeddings, Tensor labels, Tensor? offsets, "
+    f"{_OPTIONS}, Tensor first, Tensor counts, Tensor vectors, Tensor runs) -> Tensor"
+)
+
+# What the state may take of the size of the embeddings: runs of labels, and vectors of instances. Labels or
+# instances that need more are found again in the backward pass.
+_RUNS_SHARE = 0.065
+_INSTANCES_SHARE = 0.025
+_SMALL = 1024  # pixels whose state always fits
+
+
+def _state_sizes(embeddings: Tensor, images: int) -> tuple[int, int]:
+    """Capacities of the state: instances, and words of the code of label runs."""
+    channels = embeddings.shape[1]
+    pixels = embeddings.numel() // channels
+    size = embeddings.numel() * embeddings.element_size()
+    instance_bytes = 8 + 4 * channels * accumulation_dtype(embeddings).itemsize
+    instances = max(min(pixels, _SMALL), int(_INSTANCES_SHARE * size) // instance_bytes)
+    tiles = images + pixels // 64  # at most: a tile has 64 pixels or more, but for each image's last
+    return instances, tiles + 1 + max(_SMALL, int(_RUNS_SHARE * size) // 4)
+
+
+def _new_outputs(
+    embeddings: Tensor, offsets: Tensor | None, differentiable: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    images = number_of_images(embeddings, offsets)
+    instances, words = _state_sizes(embeddings, images) if differentiable else (0, 0)
+    dtype = accumulation_dtype(embeddings)
+    return (
+        embeddings.new_empty((images, 4), dtype=dtype),
+        embeddings.new_empty(images + 1 if differentiable else 0, dtype=torch.int64),
+        embeddings.new_empty(instances, dtype=torch.int64),
+        embeddings.new_empty((4, instances, embeddings.shape[1]), dtype=dtype),
+        embeddings.new_empty(words, dtype=torch.int32),
+    )
+
+
+def _native_options(
+    delta_var: float,
+    delta_dist: float,
+    norm: int,
+    background: int | None,
+    ignore_index: int | None,
+    pooled_variance: bool,
+    background_push: bool,
+) -> Any:
+    return core.DiscriminativeOptions(
+        delta_var=delta_var,
+        delta_dist=delta_dist,
+        norm=norm,
+        background=background,
+        ignore_index=ignore_index,
+        pooled_variance=pooled_variance,
+        background_push=background_push,
+        threads=threads(),
+    )
+
+
+@torch.library.impl(_library, "discriminative_terms", "CPU")
+def _terms_cpu(
+    embeddings: Tensor, labels: Tensor, offsets: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *rules, differentiable = options
+    outputs = _new_outputs(embeddings, offsets, differentiable)
+    core.discriminative_forward(
+        flat_embeddings(embeddings),
+        flat_pixels(labels, embeddings),
+        offsets,
+        _native_options(*rules),
+        *(outputs if differentiable else outputs[:1]),
+    )
+    return outputs
+
+
+@torch.library.impl(_library, "discriminative_terms_backward", "CPU")
+def _terms_backward_cpu(
+    grad_terms: Tensor, embeddings: Tensor, labels: Tensor, offsets: Tensor | None, *options: Any
+) -> Tensor:
+    rules, state = options[:-4], options[-4:]
+    gradient = empty_gradient(embeddings)
+    core.discriminative_backward(
+        flat_embeddings(embeddings),
+        flat_pixels(labels, embeddings),
+        offsets,
+        _native_options(*rules),
+        grad_terms.contiguous(),
+        *state,
+        flat_embeddings(gradient),
+    )
+    return gradient
+
+
+@torch.library.register_fake("instembed::discriminative_terms", lib=_library)
+def _terms_fake(
+    embeddings: Tensor, labels: Tensor, offsets: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _new_outputs(embeddings, offsets, differentiable=options[-1])
+
+
+@torch.library.register_fake("instembed::discriminative_terms_backward", lib=_library)
+def _terms_backward_fake(grad_terms: Tensor, embeddings: Tensor, *others: Any) -> Tensor:
+    return empty_gradient(embeddings)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    embeddings, labels, offsets, *options, _ = inputs
+    state = output[1:]
+    ctx.mark_non_differentiable(*state)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(embeddings, labels, offsets, *state)
+    ctx.options = options
+
+
+def _terms_backward(ctx: Any, grad_terms: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    gradient = None
+    if grad_terms is not None and ctx.needs_input_grad[0]:
+        embeddings, labels, offsets, *state = ctx.saved_tensors
+        gradient = torch.ops.instembed.discriminative_terms_backward(
+            grad_terms, embeddings, labels, offsets, *ctx.options, *state
+        )
+    return gradient, *[None] * (3 + len(ctx.options))
+
+
+def _no_second_derivative(ctx: Any, *_: Tensor) -> None:
+    raise NotImplementedError(
+        "instembed.discriminative_loss is differentiable once: its gradient has no derivative. "
+        "instembed.reference.discriminative_loss can be differentiated again."
+    )
+
+
+torch.library.register_autograd(
+    "instembed::discriminative_terms", _terms_backward, setup_context=_save_for_backward, lib=_library
+)
+torch.library.register_autograd(
+    "instembed::discriminative_terms_backward", _no_second_derivative, lib=_library
+)
