@@ -69,15 +69,6 @@ struct Accumulator<double> {
 template <class T>
 using accumulator_t = typename Accumulator<T>::type;
 
-template <class T>
-inline T from_accumulator(accumulator_t<T> value) {
-  if constexpr (std::is_same_v<T, accumulator_t<T>>) {
-    return value;
-  } else {
-    return T::from(value);
-  }
-}
-
 template <class F>
 decltype(auto) dispatch_floating(DType dtype, const char* what, F&& f) {
   switch (dtype) {

@@ -60,6 +60,7 @@ template <class L>
 void scan(Chunk& chunk, const Row<L>& row, int64_t pixels, int tile, const LabelRules& rules) {
   int64_t last_id = 0;
   int32_t last_slot = -3;  // no id yet
+  chunk.runs.reserve(chunk.tiles * tile / 4);
   for (int64_t t = chunk.first_tile; t < chunk.first_tile + chunk.tiles; ++t) {
     const int64_t end = std::min(pixels, (t + 1) * tile);
     const size_t before = chunk.runs.size();

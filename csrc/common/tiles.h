@@ -53,6 +53,81 @@ struct Image {
   }
 };
 
+// A square of kShortLanes x kShortLanes elements changes rows for columns: three rounds of interleaving.
+template <class A>
+INSTEMBED_INLINE void transpose_square(vector_t<A, kShortLanes>* rows) {
+  using V = vector_t<A, kShortLanes>;
+#pragma GCC unroll 3
+  for (int round = 0; round < 3; ++round) {
+    V next[kShortLanes];
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      next[2 * k] = __builtin_shufflevector(rows[k], rows[k + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+      next[2 * k + 1] = __builtin_shufflevector(rows[k], rows[k + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < kShortLanes; ++k) rows[k] = next[k];
+  }
+}
+
+template <class To, class From>
+INSTEMBED_INLINE To convert(From value) {
+  if constexpr (std::is_same_v<From, To>) {
+    return value;
+  } else if constexpr (sizeof(From) < sizeof(To)) {
+    return static_cast<To>(value);
+  } else {
+    return To::from(value);
+  }
+}
+
+template <class A, class T>
+INSTEMBED_INLINE vector_t<A, kShortLanes> load_short(const T* from) {
+  A values[kShortLanes];
+  for (int k = 0; k < kShortLanes; ++k) values[k] = convert<A>(from[k]);
+  return load<vector_t<A, kShortLanes>>(values);
+}
+
+template <class A, class T>
+INSTEMBED_INLINE void store_short(T* to, const vector_t<A, kShortLanes>& v) {
+  for (int k = 0; k < kShortLanes; ++k) to[k] = convert<T>(static_cast<A>(v[k]));
+}
+
+// Whether a matrix may be touched up to a whole number of short vectors past an end.
+enum class Padded { none, rows, columns };
+
+// target[c * target_stride + r] = source[r * source_stride + c] for r < rows, c < columns. Padded rows are
+// room in the target, which gets zeros; padded columns are elements of the source that may be read.
+template <Padded padded, class A, class From, class To>
+INSTEMBED_INLINE void transpose(const From* source, int64_t source_stride, int64_t rows, int64_t columns,
+                                To* target, int64_t target_stride) {
+  using V = vector_t<A, kShortLanes>;
+  const int64_t square_rows = padded == Padded::rows ? rows : rows / kShortLanes * kShortLanes;
+  const int64_t square_columns =
+      padded == Padded::columns ? columns : columns / kShortLanes * kShortLanes;
+  for (int64_t r = 0; r < square_rows; r += kShortLanes) {
+    for (int64_t c = 0; c < square_columns; c += kShortLanes) {
+      V square[kShortLanes];
+#pragma GCC unroll 8
+      for (int k = 0; k < kShortLanes; ++k) {
+        const bool inside = padded != Padded::rows || r + k < rows;
+        square[k] = inside ? load_short<A>(source + (r + k) * source_stride + c) : V{};
+      }
+      transpose_square<A>(square);
+#pragma GCC unroll 8
+      for (int k = 0; k < kShortLanes; ++k) {
+        if (padded == Padded::columns && c + k >= columns) break;
+        store_short<A>(target + (c + k) * target_stride + r, square[k]);
+      }
+    }
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = r < square_rows ? square_columns : 0; c < columns; ++c) {
+      target[c * target_stride + r] = convert<To>(source[r * source_stride + c]);
+    }
+  }
+}
+
 // Pixels [from, from + n) as a planar tile: in place where they lie so already, else copied to `scratch`,
 // which holds channels * planar_stride(tile) elements.
 template <class A, class T>
@@ -62,20 +137,16 @@ INSTEMBED_INLINE PlanarTile<A> load_planar(const Image<const T>& image, int64_t 
   if constexpr (std::is_same_v<T, A>) {
     if (image.template planar_in_place<A>(from, n)) return {source, image.channel_stride};
   }
-  if (image.channel_stride == 1) {
-    for (int64_t i = 0; i < n; ++i) {
-      for (int64_t d = 0; d < image.channels; ++d) {
-        scratch[d * stride + i] = static_cast<A>(source[i * image.pixel_stride + d]);
-      }
-    }
-  } else {
-    for (int64_t d = 0; d < image.channels; ++d) {
-      const T* row = source + d * image.channel_stride;
-      if (image.pixel_stride == 1) {
-        for (int64_t i = 0; i < n; ++i) scratch[d * stride + i] = static_cast<A>(row[i]);
-      } else {
-        for (int64_t i = 0; i < n; ++i) scratch[d * stride + i] = static_cast<A>(row[i * image.pixel_stride]);
-      }
+  if (image.channel_stride == 1 && image.pixel_stride != 1) {
+    transpose<Padded::rows, A>(source, image.pixel_stride, n, image.channels, scratch, stride);
+    return {scratch, stride};
+  }
+  for (int64_t d = 0; d < image.channels; ++d) {
+    const T* row = source + d * image.channel_stride;
+    if (image.pixel_stride == 1) {
+      for (int64_t i = 0; i < n; ++i) scratch[d * stride + i] = convert<A>(row[i]);
+    } else {
+      for (int64_t i = 0; i < n; ++i) scratch[d * stride + i] = convert<A>(row[i * image.pixel_stride]);
     }
   }
   return {scratch, stride};
@@ -86,40 +157,32 @@ template <class A, class T>
 INSTEMBED_INLINE void store_planar(const Image<T>& image, int64_t from, int64_t n, const A* scratch,
                                    int64_t stride) {
   T* target = image.data + from * image.pixel_stride;
-  if (image.channel_stride == 1) {
-    for (int64_t i = 0; i < n; ++i) {
-      for (int64_t d = 0; d < image.channels; ++d) {
-        target[i * image.pixel_stride + d] = from_accumulator<T>(scratch[d * stride + i]);
-      }
-    }
-  } else {
-    for (int64_t d = 0; d < image.channels; ++d) {
-      T* row = target + d * image.channel_stride;
-      if (image.pixel_stride == 1) {
-        for (int64_t i = 0; i < n; ++i) row[i] = from_accumulator<T>(scratch[d * stride + i]);
-      } else {
-        for (int64_t i = 0; i < n; ++i) row[i * image.pixel_stride] = from_accumulator<T>(scratch[d * stride + i]);
-      }
+  if (image.channel_stride == 1 && image.pixel_stride != 1) {
+    transpose<Padded::columns, A>(scratch, stride, image.channels, n, target, image.pixel_stride);
+    return;
+  }
+  for (int64_t d = 0; d < image.channels; ++d) {
+    T* row = target + d * image.channel_stride;
+    if (image.pixel_stride == 1) {
+      for (int64_t i = 0; i < n; ++i) row[i] = convert<T>(scratch[d * stride + i]);
+    } else {
+      for (int64_t i = 0; i < n; ++i) row[i * image.pixel_stride] = convert<T>(scratch[d * stride + i]);
     }
   }
 }
 
-// Pixels [from, from + n), pixel-major: pixel i is at scratch + i * padded_channels, padding untouched.
+// Pixels [from, from + n), pixel-major: pixel i is at scratch + i * padded_channels, padded with zeros.
 template <class A, class T>
 INSTEMBED_INLINE void load_pixels(const Image<const T>& image, int64_t from, int64_t n, A* scratch) {
   const int64_t padded = padded_channels(image.channels);
   const T* source = image.data + from * image.pixel_stride;
   if (image.pixel_stride == 1) {
-    for (int64_t d = 0; d < image.channels; ++d) {
-      for (int64_t i = 0; i < n; ++i) {
-        scratch[i * padded + d] = static_cast<A>(source[d * image.channel_stride + i]);
-      }
-    }
+    transpose<Padded::rows, A>(source, image.channel_stride, image.channels, n, scratch, padded);
     return;
   }
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t d = 0; d < image.channels; ++d) {
-      scratch[i * padded + d] = static_cast<A>(source[i * image.pixel_stride + d * image.channel_stride]);
+      scratch[i * padded + d] = convert<A>(source[i * image.pixel_stride + d * image.channel_stride]);
     }
   }
 }
@@ -129,16 +192,12 @@ INSTEMBED_INLINE void store_pixels(const Image<T>& image, int64_t from, int64_t 
   const int64_t padded = padded_channels(image.channels);
   T* target = image.data + from * image.pixel_stride;
   if (image.pixel_stride == 1) {
-    for (int64_t d = 0; d < image.channels; ++d) {
-      for (int64_t i = 0; i < n; ++i) {
-        target[d * image.channel_stride + i] = from_accumulator<T>(scratch[i * padded + d]);
-      }
-    }
+    transpose<Padded::columns, A>(scratch, padded, n, image.channels, target, image.channel_stride);
     return;
   }
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t d = 0; d < image.channels; ++d) {
-      target[i * image.pixel_stride + d * image.channel_stride] = from_accumulator<T>(scratch[i * padded + d]);
+      target[i * image.pixel_stride + d * image.channel_stride] = convert<T>(scratch[i * padded + d]);
     }
   }
 }

@@ -10,6 +10,7 @@
 
 #include "common/dtype.h"
 #include "common/label_runs.h"
+#include "common/memory.h"
 #include "common/parallel.h"
 #include "common/tiles.h"
 #include "discriminative/discriminative.h"
@@ -136,37 +137,45 @@ INSTEMBED_INLINE void gradient_runs_body(const PlanarTile<A>& tile, const TileCo
   const int64_t count = fixed ? fixed : tables.channels;
   code.for_each_run([&](int start, int length, int32_t slot) __attribute__((always_inline)) {
     const int end = start + length;
-    // Whole vectors are stored while they stay in the tile: what runs over into the next run is overwritten
-    // by it.
-    const auto write = [&](int64_t d, int i, const Vec<A>& v) __attribute__((always_inline)) {
-      A* to = out + d * out_stride + i;
-      if (i + kLanes<A> <= pixels) {
-        store(to, v);
-      } else {
-        for (int k = 0; k < pixels - i; ++k) to[k] = v[k];
-      }
+    // Whole vectors are stored while they stay in the tile: what runs over into the next run is
+    // overwritten by it.
+    const int last_whole = pixels - kLanes<A>;
+    const auto store_first = [&](int64_t d, int i, const Vec<A>& v) __attribute__((always_inline)) {
+      A lanes[kLanes<A>];
+      store(lanes, v);
+      std::memcpy(out + d * out_stride + i, lanes, (end - i) * sizeof(A));
     };
     if (slot < 0) {
-      for (int64_t d = 0; d < count; ++d) {
-        for (int i = start; i < end; i += kLanes<A>) write(d, i, Vec<A>{});
-      }
+      for (int64_t d = 0; d < count; ++d) std::fill_n(out + d * out_stride + start, length, A(0));
       return;
     }
     const A* mean = tables.means + slot * tables.padded;
     const A* through_mean = gradient.through_mean + slot * tables.padded;
     const A scale = gradient.scale[slot];
-    ChannelVectors<A, fixed> difference(spare);
-    for (int i = start; i < end; i += kLanes<A>) {
+    ChannelVectors<A, fixed> result(spare);
+    const auto block = [&](int i) __attribute__((always_inline)) {
       Vec<A> sum{};
+#pragma GCC unroll 16
       for (int64_t d = 0; d < count; ++d) {
-        difference[d] = load<Vec<A>>(tile.row(d) + i) - mean[d];
-        sum = add_to_norm<norm>(sum, difference[d]);
+        result[d] = load<Vec<A>>(tile.row(d) + i) - mean[d];
+        sum = add_to_norm<norm>(sum, result[d]);
       }
       const Vec<A> distance = finish_norm<norm>(sum);
       const Vec<A> factor = scale * slope<norm>(positive_part(distance - delta), distance);
+#pragma GCC unroll 16
       for (int64_t d = 0; d < count; ++d) {
-        write(d, i, factor * direction<norm>(difference[d]) + through_mean[d]);
+        result[d] = factor * direction<norm>(result[d]) + through_mean[d];
       }
+    };
+    int i = start;
+    for (; i < end && i <= last_whole; i += kLanes<A>) {
+      block(i);
+#pragma GCC unroll 16
+      for (int64_t d = 0; d < count; ++d) store(out + d * out_stride + i, result[d]);
+    }
+    if (i < end) {
+      block(i);
+      for (int64_t d = 0; d < count; ++d) store_first(d, i, result[d]);
     }
   });
 }
@@ -871,7 +880,8 @@ void backward_pass(const Array& embeddings, const Batch& batch, const TileGrid& 
       int64_t stride = scratch.stride;
       bool in_place = false;
       if constexpr (std::is_same_v<T, A>) {
-        in_place = target.pixel_stride == 1;
+        // Rows of many channels lie a power of two apart: written side by side they evict each other.
+        in_place = target.pixel_stride == 1 && channels <= 8;
         if (in_place) {
           out = target.data + from;
           stride = target.channel_stride;
@@ -990,6 +1000,7 @@ void backward(const Array& embeddings, const Array& labels, const Array* offsets
   dispatch_floating(embeddings.dtype, "embeddings", [&](auto type) {
     using T = decltype(type);
     using A = accumulator_t<T>;
+    prefer_huge_pages(grad.data, grad.size() * sizeof(T));
     if (state.first.as<const int64_t>()[0] >= 0) {
       const RunsView runs{state.runs.as<const uint32_t>(), grid.tiles(), grid.tile};
       backward_pass<T>(embeddings, batch, grid, options, restore<A>(state, batch.images, batch.channels),

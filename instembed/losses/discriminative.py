@@ -240,7 +240,7 @@ _library.define(
 # What the state may take of the size of the embeddings: runs of labels, and vectors of instances. Labels or
 # instances that need more are found again in the backward pass.
 _RUNS_SHARE = 0.065
-_INSTANCES_SHARE = 0.025
+_INSTANCES_SHARE = 0.01
 _SMALL = 1024  # pixels whose state always fits
 
 
