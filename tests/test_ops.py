@@ -1,0 +1,80 @@
+"""Every registered op is complete: reference, kernels, fake, opcheck case, bad-input cases, benchmark, docs."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+
+import instembed
+from instembed import reference
+from tests import cases
+
+ROOT = Path(__file__).parent.parent
+OPS = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("instembed::"))
+
+
+def public_name(op: str) -> str:
+    """The function that an op serves: instembed::f_backward serves instembed.f."""
+    return op.removeprefix("instembed::").removesuffix("_backward")
+
+
+def test_ops_were_found() -> None:
+    assert "instembed::discriminative_terms" in OPS
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_op_has_a_public_function_and_a_reference(op: str) -> None:
+    name = public_name(op)
+    assert name in instembed.__all__ and callable(getattr(instembed, name))
+    assert name in reference.__all__ and callable(getattr(reference, name))
+    assert len(inspect.getdoc(getattr(instembed, name)) or "") > 100
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_op_has_kernels(op: str) -> None:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(op, "CPU")
+    fake = torch._library.simple_registry.singleton.find(op).fake_impl.kernel
+    assert fake is not None or torch._C._dispatch_has_kernel_for_dispatch_key(op, "Meta")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_op_has_cases(op: str) -> None:
+    assert cases.OPCHECK.get(op), f"tests/cases.py: OPCHECK has no arguments for {op}"
+    assert cases.BAD_INPUT.get(public_name(op)), f"tests/cases.py: BAD_INPUT has none for {public_name(op)}"
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_op_has_a_benchmark(op: str) -> None:
+    entries = importlib.import_module("benchmarks").ENTRIES
+    assert any(public_name(op) in entry.ops for entry in entries), f"benchmarks/: no entry times {op}"
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_op_has_a_docs_page(op: str) -> None:
+    pages = [page for page in (ROOT / "docs").glob("*.md") if f"instembed.{public_name(op)}" in page.read_text()]
+    assert pages, f"docs/: no page tells of instembed.{public_name(op)}"
+
+
+@pytest.mark.parametrize(
+    ("op", "index"), [(op, index) for op in OPS for index in range(len(cases.OPCHECK.get(op, [])))]
+)
+def test_opcheck(op: str, index: int) -> None:
+    arguments = cases.OPCHECK[op][index]()
+    overload = getattr(torch.ops.instembed, op.removeprefix("instembed::")).default
+    torch.library.opcheck(overload, arguments)
+
+
+@pytest.mark.parametrize(
+    ("function", "case"),
+    [(name, case) for name, listed in cases.BAD_INPUT.items() for case in listed],
+    ids=lambda value: value if isinstance(value, str) else value.id,
+)
+def test_bad_input(function: str, case: cases.BadInput) -> None:
+    with pytest.raises(case.error, match=case.names) as raised:
+        getattr(instembed, function)(*case.arguments, **case.options)
+    assert type(raised.value) is case.error
+    assert case.shows in str(raised.value)
