@@ -184,6 +184,7 @@ INSTEMBED_INLINE void load_pixels(const Image<const T>& image, int64_t from, int
     for (int64_t d = 0; d < image.channels; ++d) {
       scratch[i * padded + d] = convert<A>(source[i * image.pixel_stride + d * image.channel_stride]);
     }
+    for (int64_t d = image.channels; d < padded; ++d) scratch[i * padded + d] = A(0);
   }
 }
 

@@ -6,6 +6,7 @@
 //
 // Bands of tiles are the tasks. Each band has partial sums of its own, in double, added up in band order.
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "common/dtype.h"
@@ -146,7 +147,11 @@ INSTEMBED_INLINE void gradient_runs_body(const PlanarTile<A>& tile, const TileCo
       std::memcpy(out + d * out_stride + i, lanes, (end - i) * sizeof(A));
     };
     if (slot < 0) {
-      for (int64_t d = 0; d < count; ++d) std::fill_n(out + d * out_stride + start, length, A(0));
+      for (int64_t d = 0; d < count; ++d) {
+        int i = start;
+        for (; i < end && i <= last_whole; i += kLanes<A>) store(out + d * out_stride + i, Vec<A>{});
+        if (i < end) store_first(d, i, Vec<A>{});
+      }
       return;
     }
     const A* mean = tables.means + slot * tables.padded;
@@ -461,13 +466,28 @@ std::vector<Band> cut_into_bands(const Batch& batch, const TileGrid& grid, const
   return bands;
 }
 
+// Memory that is had when first asked for, and not initialised: most tiles need one form of scratch only.
+template <class E>
+class Lazy {
+ public:
+  explicit Lazy(int64_t size) : size_(size) {}
+  E* data() {
+    if (!data_) data_.reset(new E[size_]);
+    return data_.get();
+  }
+
+ private:
+  int64_t size_;
+  std::unique_ptr<E[]> data_;
+};
+
 // Room for one tile in every form, and for the vectors of a pixel.
 template <class A>
 struct Scratch {
   int64_t stride;
-  std::vector<A> planar, planar_out, pixels, pixels_out, difference;
-  std::vector<int32_t> slots;
-  std::vector<VecSlot<A>> spare;
+  Lazy<A> planar, planar_out, pixels, pixels_out, difference;
+  Lazy<int32_t> slots;
+  Lazy<VecSlot<A>> spare;
 
   Scratch(int64_t channels, int tile)
       : stride(planar_stride(tile)),

@@ -1,0 +1,5 @@
+"""Throughput against pure-PyTorch references and the hardware's limit: `python -m benchmarks`."""
+
+from benchmarks import discriminative, label_statistics
+
+ENTRIES = [*discriminative.ENTRIES, *mean_shift.ENTRIES, *label_statistics.ENTRIES]

@@ -1,0 +1,137 @@
+"""The discriminative loss against the loop that people use and the best vectorised PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import instembed
+from benchmarks.harness import FLOOR, OURS, Entry, Row, Settings, measure, peak_extra_mib
+from benchmarks.workloads import labels_of, random_embeddings
+from instembed import reference
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def loop(embeddings: Tensor, labels: Tensor) -> Tensor:
+    """The usual implementation: a mask and a few operations an instance."""
+    return reference.discriminative_loss(embeddings, labels)
+
+
+def vectorised(instances: int) -> Loss:
+    """index_add over all images at once, for ids that are known to be 0..instances, 0 the background.
+
+    That is more than instembed may assume of ids; it spares the baseline a `unique`, which is a sort.
+    """
+    slots = instances + 1
+
+    def loss(embeddings: Tensor, labels: Tensor) -> Tensor:
+        batch, channels = embeddings.shape[:2]
+        points = embeddings.flatten(2).transpose(1, 2).reshape(-1, channels)  # (B N, D)
+        shift = slots * torch.arange(batch, device=labels.device)[:, None]
+        slot = (labels.flatten(1) + shift).flatten()  # (B N)
+        counts = torch.bincount(slot, minlength=batch * slots).to(points.dtype)
+        sums = points.new_zeros(batch * slots, channels).index_add(0, slot, points)
+        means = sums / counts.clamp(min=1)[:, None]
+        square = (points - means[slot]).square().sum(1)
+        hinge = (square.clamp(min=1e-24).sqrt() - 0.5).clamp(min=0).square()
+        per_instance = points.new_zeros(batch * slots).index_add(0, slot, hinge) / counts.clamp(min=1)
+
+        present = counts.view(batch, slots)[:, 1:] > 0  # (B, C), without the background
+        number = present.sum(1)
+        variance = (per_instance.view(batch, slots)[:, 1:] * present).sum(1) / number.clamp(min=1)
+        centers = means.view(batch, slots, channels)[:, 1:]
+        gaps = (centers[:, :, None] - centers[:, None]).square().sum(-1).clamp(min=1e-24).sqrt()
+        pairs = present[:, :, None] & present[:, None] & ~torch.eye(instances, dtype=torch.bool, device=slot.device)
+        push = ((3.0 - gaps).clamp(min=0).square() * pairs).sum((1, 2)) / (number * (number - 1)).clamp(min=1)
+        norms = (centers.square().sum(-1).clamp(min=1e-24).sqrt() * present).sum(1) / number.clamp(min=1)
+        return (variance + push + 0.001 * norms).mean()
+
+    return loss
+
+
+def forward_and_backward(loss: Loss, embeddings: Tensor, labels: Tensor) -> Callable[[], Tensor]:
+    leaf = embeddings.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+
+    def call() -> Tensor:
+        leaf.grad = None
+        loss(leaf, labels).backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    return call
+
+
+def forward_only(loss: Loss, embeddings: Tensor, labels: Tensor) -> Callable[[], Tensor]:
+    def call() -> Tensor:
+        with torch.no_grad():
+            return loss(embeddings, labels)
+
+    return call
+
+
+def run(workload: str, settings: Settings) -> list[Row]:
+    embeddings, labels = random_embeddings(workload), labels_of(workload)
+    eager = vectorised(int(labels.max()))
+    losses: dict[str, Loss] = {OURS: instembed.discriminative_loss, "eager index_add": eager}
+    if settings.compile:
+        torch._dynamo.reset()
+        losses["torch.compile index_add"] = torch.compile(eager)
+    if settings.slow:
+        losses["loop over instances"] = loop
+    check(losses, embeddings, labels)
+
+    def floor() -> Tensor:
+        embeddings.sum()
+        embeddings.sum()
+        return embeddings.clone()
+
+    passes = {
+        "forward": (forward_only, lambda: embeddings.sum() + embeddings.sum()),
+        "forward + backward": (forward_and_backward, floor),
+    }
+    rows = []
+    for what, (make, floor_call) in passes.items():
+        calls: dict[str, Callable[[], object]] = {
+            name: make(loss, embeddings, labels) for name, loss in losses.items()
+        }
+        calls[FLOOR] = floor_call
+        times = measure(calls, settings)
+        for name, call in calls.items():
+            # A new call: one that has run holds a gradient.
+            fresh = make(losses[name], embeddings, labels) if name in losses else call
+            peak = peak_extra_mib(fresh) if what != "forward" else None
+            rows.append(Row("discriminative_loss", workload, what, name, times[name], peak))
+    return rows
+
+
+def check(losses: dict[str, Loss], embeddings: Tensor, labels: Tensor) -> None:
+    """All contestants compute the same loss and gradient."""
+    results = {}
+    for name, loss in losses.items():
+        leaf = embeddings.clone().requires_grad_()
+        value = loss(leaf, labels)
+        value.backward()
+        results[name] = value.detach(), leaf.grad
+    value, gradient = results.pop("eager index_add")
+    for name, (other, other_gradient) in results.items():
+        torch.testing.assert_close(other, value, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+        scale = gradient.abs().max()
+        torch.testing.assert_close(other_gradient / scale, gradient / scale, rtol=0, atol=1e-4)
+
+
+def profile(workload: str) -> Callable[[], object]:
+    return forward_and_backward(instembed.discriminative_loss, random_embeddings(workload), labels_of(workload))
+
+
+ENTRIES = [
+    Entry(
+        "discriminative",
+        ("discriminative_loss", "discriminative_terms"),
+        ("lane", "cells", "city", "volume", "noise"),
+        run,
+        profile,
+    )
+]

@@ -1,0 +1,140 @@
+"""Mean-shift grouping against scikit-learn, the best peeling in PyTorch, and reading the embeddings once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import instembed
+from benchmarks.harness import FLOOR, OURS, Entry, Row, Settings, measure, peak_extra_mib
+from benchmarks.workloads import labels_of, separated_centers, trained_embeddings
+from instembed import Grouping
+
+BANDWIDTH = 1.5
+
+# name: points, channels, clusters. "points" is the workload of that name.
+CLOUDS = {
+    "2k": (2_000, 8, 30),
+    "20k": (20_000, 8, 30),
+    "245k": (245_000, 8, 30),
+    "1M": (1_000_000, 8, 30),
+    "points": (200_000, 16, 500),
+}
+IMAGES = ("frame", "frame rough", "city", "city rough")
+
+
+@dataclass(frozen=True)
+class Problem:
+    embeddings: Tensor
+    options: dict[str, Any]
+    ids: Tensor  # the truth; 0 where there is background
+
+
+@functools.lru_cache(maxsize=2)
+def problem(workload: str) -> Problem:
+    if workload in CLOUDS:
+        n, channels, clusters = CLOUDS[workload]
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(1, clusters + 1, (n,), generator=generator)
+        noise = torch.randn(n, channels, generator=generator)
+        radius = 0.5 * torch.rand(n, 1, generator=generator)
+        points = separated_centers(clusters + 1, channels, generator)[ids]
+        return Problem(points + noise / noise.norm(dim=1, keepdim=True) * radius, {}, ids)
+    name, _, rough = workload.partition(" ")
+    ids = labels_of(name)
+    embeddings = trained_embeddings(ids, 8, rough=bool(rough))
+    return Problem(embeddings, {"mask": ids > 0, "min_size": MIN_SIZE if rough else 1}, ids)
+
+
+# A cluster of border pixels between two instances is smaller than this, and nearly every instance is larger.
+MIN_SIZE = 400
+
+
+def peel_in_pytorch(embeddings: Tensor, mask: Tensor | None = None, min_size: int = 1) -> Tensor:
+    """Labels by peeling, one image or one set of points: compacts the foreground, shrinks it as it goes."""
+    points = embeddings if embeddings.dim() == 2 else embeddings[0].flatten(1).t()
+    index = torch.arange(len(points)) if mask is None else mask.flatten().nonzero().flatten()
+    labels = torch.zeros(len(points), dtype=torch.int64)
+    left = points[index].contiguous()
+    found = 0
+    while len(left):
+        center = left[0]
+        for _ in range(300):
+            near = (left - center).square().sum(1) <= BANDWIDTH**2
+            moved = left[near].mean(0)
+            step = (moved - center).norm()
+            center = moved
+            if step <= 1e-3 * BANDWIDTH:
+                break
+        near = (left - center).square().sum(1) <= BANDWIDTH**2
+        near[0] |= not near.any()
+        if int(near.sum()) >= min_size:
+            found += 1
+            labels[index[near]] = found
+        index, left = index[~near], left[~near]
+    return labels
+
+
+def ours(task: Problem, seeding: str) -> Callable[[], Grouping]:
+    return lambda: instembed.mean_shift(task.embeddings, BANDWIDTH, seeding=seeding, **task.options)
+
+
+def scikit_learn(task: Problem, **options: Any) -> Callable[[], Any]:
+    from sklearn.cluster import MeanShift
+
+    points = task.embeddings.numpy()
+    return lambda: MeanShift(bandwidth=BANDWIDTH, cluster_all=False, **options).fit(points).labels_
+
+
+def run(workload: str, settings: Settings) -> list[Row]:
+    task = problem(workload)
+    check(task, rough=workload.endswith("rough"))
+    n = task.ids.numel()
+    rows = []
+    for seeding in ("peel", "all"):
+        calls: dict[str, Callable[[], object]] = {OURS: ours(task, seeding)}
+        if workload in CLOUDS and n <= 20_000 and settings.slow:
+            if seeding == "peel":
+                calls["scikit-learn bins"] = scikit_learn(task, bin_seeding=True)
+            elif n <= 2_000:
+                calls["scikit-learn"] = scikit_learn(task)
+        if seeding == "peel" and (task.embeddings.dim() == 2 or len(task.embeddings) == 1):
+            if n <= 250_000 or settings.slow:
+                calls["PyTorch peel"] = lambda: peel_in_pytorch(task.embeddings, **task.options)
+        calls[FLOOR] = task.embeddings.sum
+        times = measure(calls, settings)
+        for name, call in calls.items():
+            peak = peak_extra_mib(call) if name == OURS else None
+            rows.append(Row("mean_shift", workload, seeding, name, times[name], peak))
+    return rows
+
+
+def check(task: Problem, rough: bool) -> None:
+    """Clean instances are found exactly; with rough borders, their number, and 97 % of their pixels."""
+    for seeding in ("peel", "all"):
+        found = ours(task, seeding)()
+        if rough:
+            labels, ids = found.labels[task.ids > 0], task.ids[task.ids > 0]
+            _, counts = torch.stack([labels, ids]).unique(dim=1, return_counts=True)
+            share = torch.sort(counts, descending=True).values[: int(found.num_instances.sum())].sum() / len(ids)
+            assert share > 0.9, f"{seeding}: {share:.3f} of the pixels"
+            continue
+        for labels, ids in zip(found.labels.flatten(1), task.ids.flatten(1), strict=True) if (
+            task.ids.dim() > 1
+        ) else [(found.labels, task.ids)]:
+            pairs = torch.stack([labels, ids]).unique(dim=1)
+            assert pairs.shape[1] == len(labels.unique()) == len(ids.unique()), f"{seeding}: not the instances"
+    if task.embeddings.dim() == 2:
+        assert torch.equal(peel_in_pytorch(task.embeddings), ours(task, "peel")().labels)
+
+
+def profile(workload: str) -> Callable[[], object]:
+    return ours(problem(workload), "peel")
+
+
+ENTRIES = [Entry("mean_shift", ("mean_shift",), (*IMAGES, *CLOUDS), run, profile)]
