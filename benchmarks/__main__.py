@@ -43,7 +43,9 @@ def chosen(options: argparse.Namespace) -> list[tuple[Entry, str]]:
 def show_profile(entry: Entry, workload: str) -> None:
     call = entry.profile(workload)
     call()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
         for _ in range(10):
             call()
     print(f"\n{entry.name} {workload}, 10 calls")

@@ -79,7 +79,7 @@ def measure(contestants: dict[str, Callable[[], object]], settings: Settings) ->
 
 
 def peak_extra_mib(call: Callable[[], object]) -> float | None:
-    """Peak memory of the process during a call beyond what it held before; None where the system can't tell."""
+    """Peak memory of the process during a call beyond what it held before; None if the system can't tell."""
     try:
         libc = ctypes.CDLL(None)
         gc.collect()
@@ -123,7 +123,9 @@ def machine() -> dict[str, Any]:
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        names = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
+        ]
         model = names[0] if names else model
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
@@ -147,4 +149,6 @@ def machine() -> dict[str, Any]:
 
 def write_json(path: Path, rows: Sequence[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": machine(), "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    path.write_text(
+        json.dumps({"machine": machine(), "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
+    )

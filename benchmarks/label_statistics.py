@@ -1,4 +1,4 @@
-"""Label statistics, masks and run lengths against PyTorch and pycocotools. The floor reads the labels once."""
+"""Label statistics, masks and run lengths against PyTorch and pycocotools. The floor reads labels once."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import instembed
 from benchmarks.harness import FLOOR, OURS, Entry, Row, Settings, measure, peak_extra_mib
 from benchmarks.workloads import labels_of, separated_centers, trained_embeddings
 from instembed import Grouping
+from instembed.grouping.mean_shift import Seeding
 
 BANDWIDTH = 1.5
 
@@ -25,6 +26,7 @@ CLOUDS = {
     "1M": (1_000_000, 8, 30),
     "points": (200_000, 16, 500),
 }
+SEEDINGS: tuple[Seeding, ...] = ("peel", "all")
 IMAGES = ("frame", "frame rough", "city", "city rough")
 
 
@@ -80,7 +82,7 @@ def peel_in_pytorch(embeddings: Tensor, mask: Tensor | None = None, min_size: in
     return labels
 
 
-def ours(task: Problem, seeding: str) -> Callable[[], Grouping]:
+def ours(task: Problem, seeding: Seeding) -> Callable[[], Grouping]:
     return lambda: instembed.mean_shift(task.embeddings, BANDWIDTH, seeding=seeding, **task.options)
 
 
@@ -96,7 +98,7 @@ def run(workload: str, settings: Settings) -> list[Row]:
     check(task, rough=workload.endswith("rough"))
     n = task.ids.numel()
     rows = []
-    for seeding in ("peel", "all"):
+    for seeding in SEEDINGS:
         calls: dict[str, Callable[[], object]] = {OURS: ours(task, seeding)}
         if workload in CLOUDS and n <= 20_000 and settings.slow:
             if seeding == "peel":
@@ -116,19 +118,21 @@ def run(workload: str, settings: Settings) -> list[Row]:
 
 def check(task: Problem, rough: bool) -> None:
     """Clean instances are found exactly; with rough borders, their number, and 97 % of their pixels."""
-    for seeding in ("peel", "all"):
+    for seeding in SEEDINGS:
         found = ours(task, seeding)()
         if rough:
             labels, ids = found.labels[task.ids > 0], task.ids[task.ids > 0]
             _, counts = torch.stack([labels, ids]).unique(dim=1, return_counts=True)
-            share = torch.sort(counts, descending=True).values[: int(found.num_instances.sum())].sum() / len(ids)
+            kept = int(found.num_instances.sum())
+            share = counts.sort(descending=True).values[:kept].sum() / len(ids)
             assert share > 0.9, f"{seeding}: {share:.3f} of the pixels"
             continue
-        for labels, ids in zip(found.labels.flatten(1), task.ids.flatten(1), strict=True) if (
-            task.ids.dim() > 1
-        ) else [(found.labels, task.ids)]:
+        images = len(task.ids) if task.ids.dim() > 1 else 1
+        for labels, ids in zip(found.labels.view(images, -1), task.ids.view(images, -1), strict=True):
             pairs = torch.stack([labels, ids]).unique(dim=1)
-            assert pairs.shape[1] == len(labels.unique()) == len(ids.unique()), f"{seeding}: not the instances"
+            assert pairs.shape[1] == len(labels.unique()) == len(ids.unique()), (
+                f"{seeding}: not the instances"
+            )
     if task.embeddings.dim() == 2:
         assert torch.equal(peel_in_pytorch(task.embeddings), ours(task, "peel")().labels)
 

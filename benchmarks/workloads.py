@@ -68,8 +68,10 @@ def random_embeddings(name: str, seed: int = 1) -> Tensor:
     """What an untrained network gives: (B, D, *size) standard normal, (N, D) for "points"."""
     workload = WORKLOADS[name]
     generator = torch.Generator().manual_seed(seed)
-    shape = (*workload.size, workload.channels) if name == "points" else (
-        workload.batch, workload.channels, *workload.size
+    shape = (
+        (*workload.size, workload.channels)
+        if name == "points"
+        else (workload.batch, workload.channels, *workload.size)
     )
     return torch.randn(shape, generator=generator)
 

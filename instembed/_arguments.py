@@ -87,7 +87,7 @@ def check_number(
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     number = float(value)
-    if not math.isfinite(number):
+    if not abs(number) < math.inf:  # not isfinite: torch.compile makes floats symbolic
         raise ValueError(f"{name} must be finite, got {value}")
     if above is not None and not number > above:
         raise ValueError(f"{name} must be greater than {above:g}, got {value}")

@@ -8,9 +8,10 @@ import importlib.metadata
 import importlib.util
 import sys
 from types import ModuleType
+from typing import Any
 
 # torch first: its wheel carries the OpenMP runtime that the core then shares.
-import torch  # noqa: F401
+import torch
 
 
 def _installed_core() -> ModuleType | None:
@@ -56,7 +57,7 @@ def _load() -> ModuleType | _MissingCore:
         return _MissingCore(str(error))
 
 
-core = _load()
+core: Any = _load()
 
 
 def threads() -> int:

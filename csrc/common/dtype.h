@@ -1,4 +1,5 @@
-// Element types: 16-bit floats as storage, and dispatch from a run-time DType to a compile-time type.
+// Element types: 16-bit floats as storage, and dispatch from a run-time DType to a compile-time
+// type.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,8 @@ inline To bit_cast(From from) {
   return to;
 }
 
-// Storage only: arithmetic is in float. Conversions are branch-free so that loops over them vectorise.
+// Storage only: arithmetic is in float. Conversions are branch-free so that loops over them
+// vectorise.
 struct Half {
   uint16_t bits;
 
@@ -34,8 +36,7 @@ struct Half {
     const uint32_t sign = (u >> 16) & 0x8000u;
     const uint32_t magnitude = u & 0x7fffffffu;
     // Adding 0.5 aligns the last kept bit of a subnormal result with the float's last bit.
-    const uint32_t subnormal =
-        bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+    const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
     const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
     const uint32_t overflow = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
     uint32_t result = magnitude < 0x38800000u ? subnormal : normal;
@@ -72,28 +73,42 @@ using accumulator_t = typename Accumulator<T>::type;
 template <class F>
 decltype(auto) dispatch_floating(DType dtype, const char* what, F&& f) {
   switch (dtype) {
-    case DType::f16: return f(Half{});
-    case DType::bf16: return f(BFloat16{});
-    case DType::f32: return f(float{});
-    case DType::f64: return f(double{});
+    case DType::f16:
+      return f(Half{});
+    case DType::bf16:
+      return f(BFloat16{});
+    case DType::f32:
+      return f(float{});
+    case DType::f64:
+      return f(double{});
     default:
-      throw std::invalid_argument(std::string(what) + ": expected a floating type, got " + name(dtype));
+      throw std::invalid_argument(std::string(what) + ": expected a floating type, got " +
+                                  name(dtype));
   }
 }
 
 template <class F>
 decltype(auto) dispatch_integer(DType dtype, const char* what, F&& f) {
   switch (dtype) {
-    case DType::i8: return f(int8_t{});
-    case DType::i16: return f(int16_t{});
-    case DType::i32: return f(int32_t{});
-    case DType::i64: return f(int64_t{});
-    case DType::u8: return f(uint8_t{});
-    case DType::u16: return f(uint16_t{});
-    case DType::u32: return f(uint32_t{});
-    case DType::u64: return f(uint64_t{});
+    case DType::i8:
+      return f(int8_t{});
+    case DType::i16:
+      return f(int16_t{});
+    case DType::i32:
+      return f(int32_t{});
+    case DType::i64:
+      return f(int64_t{});
+    case DType::u8:
+      return f(uint8_t{});
+    case DType::u16:
+      return f(uint16_t{});
+    case DType::u32:
+      return f(uint32_t{});
+    case DType::u64:
+      return f(uint64_t{});
     default:
-      throw std::invalid_argument(std::string(what) + ": expected an integer type, got " + name(dtype));
+      throw std::invalid_argument(std::string(what) + ": expected an integer type, got " +
+                                  name(dtype));
   }
 }
 

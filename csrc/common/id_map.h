@@ -27,7 +27,8 @@ class IdMap {
   int32_t size() const { return static_cast<int32_t>(ids_.size()); }
 
  private:
-  // Ids are often multiples of a power of two (packed colours, class * 1000): all bits must reach the low ones.
+  // Ids are often multiples of a power of two (packed colours, class * 1000): all bits must reach
+  // the low ones.
   static uint64_t hash(int64_t id) {
     uint64_t h = static_cast<uint64_t>(id) * 0x9e3779b97f4a7c15u;
     return h ^ (h >> 32);

@@ -11,7 +11,8 @@ namespace instembed {
 namespace {
 
 constexpr int64_t kTilesPerChunk = 16;
-constexpr int32_t kMaxRunSlots = 0x3ffffe;   // what a run's 22 bits can hold, less the two special codes
+constexpr int32_t kMaxRunSlots =
+    0x3ffffe;  // what a run's 22 bits can hold, less the two special codes
 constexpr int32_t kMaxShortSlots = 0xfffe;  // likewise for 16 bits
 
 struct Run {
@@ -19,7 +20,8 @@ struct Run {
   int32_t slot;
 };
 
-// What one task finds in its part of an image: runs in slots of its own, to be renumbered for the image.
+// What one task finds in its part of an image: runs in slots of its own, to be renumbered for the
+// image.
 struct Chunk {
   int64_t image, first_tile, tiles;
   IdMap map;
@@ -47,7 +49,8 @@ int64_t run_end(const Row<L>& row, int64_t from, int64_t end) {
     const L* p = row.data;
     while (i + kBlock <= end) {
       std::make_unsigned_t<L> difference = 0;
-      for (int k = 0; k < kBlock; ++k) difference |= static_cast<std::make_unsigned_t<L>>(p[i + k] ^ id);
+      for (int k = 0; k < kBlock; ++k)
+        difference |= static_cast<std::make_unsigned_t<L>>(p[i + k] ^ id);
       if (difference) break;
       i += kBlock;
     }
@@ -193,8 +196,8 @@ LabelRuns::LabelRuns(const Array& labels, const Batch& batch, const TileGrid& gr
     const Run* runs = chunk.runs.data();
     for (int64_t t = 0; t < chunk.tiles; ++t) {
       const int64_t index = grid.first[chunk.image] + chunk.first_tile + t;
-      encode(runs, chunk.runs_per_tile[t], chunk.renumber, tile_, offsets[index + 1] - offsets[index],
-             block.data() + tiles_ + 1 + offsets[index]);
+      encode(runs, chunk.runs_per_tile[t], chunk.renumber, tile_,
+             offsets[index + 1] - offsets[index], block.data() + tiles_ + 1 + offsets[index]);
       runs += chunk.runs_per_tile[t];
     }
   });

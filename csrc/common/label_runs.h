@@ -1,8 +1,9 @@
-// A label map cut into runs of one id: read once, then every pass over the pixels knows where an instance
-// starts and stops, so that inner loops are contiguous and have a constant mean.
+// A label map cut into runs of one id: read once, then every pass over the pixels knows where an
+// instance starts and stops, so that inner loops are contiguous and have a constant mean.
 //
-// Ids become slots: 0, 1, ... per image, in order of first appearance. Tiles of a fixed number of pixels are
-// encoded on their own, as runs where runs are long, as one slot a pixel where they are short (random labels).
+// Ids become slots: 0, 1, ... per image, in order of first appearance. Tiles of a fixed number of
+// pixels are encoded on their own, as runs where runs are long, as one slot a pixel where they are
+// short (random labels).
 #pragma once
 
 #include <cstdint>
@@ -25,7 +26,7 @@ struct LabelRules {
 
 // Offsets of the tiles of all images, image after image.
 struct TileGrid {
-  int tile = 0;  // pixels, at most 1024
+  int tile = 0;                // pixels, at most 1024
   std::vector<int64_t> first;  // first[b] is image b's first tile; images + 1 elements
 
   TileGrid() = default;
@@ -33,7 +34,8 @@ struct TileGrid {
   int64_t tiles() const { return first.back(); }
 };
 
-// A tile's code. Runs: (length - 1) << 22 | slot. Dense: a slot a pixel, of 16 bits where that is enough.
+// A tile's code. Runs: (length - 1) << 22 | slot. Dense: a slot a pixel, of 16 bits where that is
+// enough.
 struct TileCode {
   const uint32_t* words = nullptr;
   int64_t count = 0;
@@ -47,9 +49,11 @@ struct TileCode {
     int start = 0;
     for (int64_t k = 0; k < count; ++k) {
       const int length = static_cast<int>(words[k] >> 22) + 1;
-      // The two highest codes are kIgnored and kBackground: sign extension of the slot restores them.
+      // The two highest codes are kIgnored and kBackground: sign extension of the slot restores
+      // them.
       const uint32_t code = words[k] & 0x3fffffu;
-      f(start, length, code >= 0x3ffffeu ? static_cast<int32_t>(code | 0xffc00000u) : static_cast<int32_t>(code));
+      f(start, length,
+        code >= 0x3ffffeu ? static_cast<int32_t>(code | 0xffc00000u) : static_cast<int32_t>(code));
       start += length;
     }
   }
@@ -65,7 +69,8 @@ struct RunsView {
   int tile = 0;
 
   TileCode operator[](int64_t index) const {
-    return {block + tiles + 1 + block[index], static_cast<int64_t>(block[index + 1]) - block[index], tile};
+    return {block + tiles + 1 + block[index], static_cast<int64_t>(block[index + 1]) - block[index],
+            tile};
   }
 };
 

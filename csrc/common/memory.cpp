@@ -14,7 +14,8 @@ void prefer_huge_pages(void* data, size_t bytes) {
   if (bytes < kLarge) return;
   const auto begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
   const auto end = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: failure changes nothing
+  madvise(reinterpret_cast<void*>(begin), end - begin,
+          MADV_HUGEPAGE);  // advice: failure changes nothing
 #else
   (void)data;
   (void)bytes;

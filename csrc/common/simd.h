@@ -1,8 +1,9 @@
 // Vectors of a fixed number of lanes, by the compilers' vector extensions.
 //
-// A function marked INSTEMBED_SIMD is compiled for baseline x86-64, AVX2 and AVX-512, and the loader picks
-// one: the same lanes are two, four or one register wide, and sums keep their order. Templates and
-// helpers that it calls are INSTEMBED_INLINE, so that they are compiled for the same target.
+// A function marked INSTEMBED_SIMD is compiled for baseline x86-64, AVX2 and AVX-512, and the
+// loader picks one: the same lanes are two, four or one register wide, and sums keep their order.
+// Templates and helpers that it calls are INSTEMBED_INLINE, so that they are compiled for the same
+// target.
 #pragma once
 
 #include <cmath>

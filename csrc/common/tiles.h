@@ -1,4 +1,5 @@
-// Tiles of embeddings in the accumulation type, in the order that a kernel wants, from any memory format.
+// Tiles of embeddings in the accumulation type, in the order that a kernel wants, from any memory
+// format.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +10,8 @@
 
 namespace instembed {
 
-// A planar tile: row(d)[i] is channel d of pixel i. A vector may be loaded from any pixel of the tile: rows
-// go on for a vector's length, with whatever is there.
+// A planar tile: row(d)[i] is channel d of pixel i. A vector may be loaded from any pixel of the
+// tile: rows go on for a vector's length, with whatever is there.
 template <class A>
 struct PlanarTile {
   const A* data;
@@ -24,7 +25,8 @@ inline int64_t padded_channels(int64_t channels) {
   return (channels + kShortLanes - 1) / kShortLanes * kShortLanes;
 }
 
-// Pixels a tile: what two copies of a tile need fits the first-level cache, and a row fills whole lines.
+// Pixels a tile: what two copies of a tile need fits the first-level cache, and a row fills whole
+// lines.
 inline int tile_pixels(int64_t channels) {
   int tile = 1024;
   while (tile > 64 && tile * channels > 4096) tile /= 2;
@@ -49,11 +51,13 @@ struct Image {
   // Whether kernels may work on pixels [from, from + n) where they lie.
   template <class A>
   INSTEMBED_INLINE bool planar_in_place(int64_t from, int64_t n) const {
-    return std::is_same_v<std::remove_const_t<T>, A> && pixel_stride == 1 && from + n + 16 <= pixels;
+    return std::is_same_v<std::remove_const_t<T>, A> && pixel_stride == 1 &&
+           from + n + 16 <= pixels;
   }
 };
 
-// A square of kShortLanes x kShortLanes elements changes rows for columns: three rounds of interleaving.
+// A square of kShortLanes x kShortLanes elements changes rows for columns: three rounds of
+// interleaving.
 template <class A>
 INSTEMBED_INLINE void transpose_square(vector_t<A, kShortLanes>* rows) {
   using V = vector_t<A, kShortLanes>;
@@ -96,11 +100,12 @@ INSTEMBED_INLINE void store_short(T* to, const vector_t<A, kShortLanes>& v) {
 // Whether a matrix may be touched up to a whole number of short vectors past an end.
 enum class Padded { none, rows, columns };
 
-// target[c * target_stride + r] = source[r * source_stride + c] for r < rows, c < columns. Padded rows are
-// room in the target, which gets zeros; padded columns are elements of the source that may be read.
+// target[c * target_stride + r] = source[r * source_stride + c] for r < rows, c < columns. Padded
+// rows are room in the target, which gets zeros; padded columns are elements of the source that may
+// be read.
 template <Padded padded, class A, class From, class To>
-INSTEMBED_INLINE void transpose(const From* source, int64_t source_stride, int64_t rows, int64_t columns,
-                                To* target, int64_t target_stride) {
+INSTEMBED_INLINE void transpose(const From* source, int64_t source_stride, int64_t rows,
+                                int64_t columns, To* target, int64_t target_stride) {
   using V = vector_t<A, kShortLanes>;
   const int64_t square_rows = padded == Padded::rows ? rows : rows / kShortLanes * kShortLanes;
   const int64_t square_columns =
@@ -126,10 +131,16 @@ INSTEMBED_INLINE void transpose(const From* source, int64_t source_stride, int64
       target[c * target_stride + r] = convert<To>(source[r * source_stride + c]);
     }
   }
+  if constexpr (padded == Padded::rows) {
+    const int64_t padded_rows = (rows + kShortLanes - 1) / kShortLanes * kShortLanes;
+    for (int64_t c = square_columns; c < columns; ++c) {
+      for (int64_t r = rows; r < padded_rows; ++r) target[c * target_stride + r] = To{};
+    }
+  }
 }
 
-// Pixels [from, from + n) as a planar tile: in place where they lie so already, else copied to `scratch`,
-// which holds channels * planar_stride(tile) elements.
+// Pixels [from, from + n) as a planar tile: in place where they lie so already, else copied to
+// `scratch`, which holds channels * planar_stride(tile) elements.
 template <class A, class T>
 INSTEMBED_INLINE PlanarTile<A> load_planar(const Image<const T>& image, int64_t from, int64_t n,
                                            A* scratch, int64_t stride) {
@@ -146,7 +157,8 @@ INSTEMBED_INLINE PlanarTile<A> load_planar(const Image<const T>& image, int64_t 
     if (image.pixel_stride == 1) {
       for (int64_t i = 0; i < n; ++i) scratch[d * stride + i] = convert<A>(row[i]);
     } else {
-      for (int64_t i = 0; i < n; ++i) scratch[d * stride + i] = convert<A>(row[i * image.pixel_stride]);
+      for (int64_t i = 0; i < n; ++i)
+        scratch[d * stride + i] = convert<A>(row[i * image.pixel_stride]);
     }
   }
   return {scratch, stride};
@@ -166,14 +178,17 @@ INSTEMBED_INLINE void store_planar(const Image<T>& image, int64_t from, int64_t 
     if (image.pixel_stride == 1) {
       for (int64_t i = 0; i < n; ++i) row[i] = convert<T>(scratch[d * stride + i]);
     } else {
-      for (int64_t i = 0; i < n; ++i) row[i * image.pixel_stride] = convert<T>(scratch[d * stride + i]);
+      for (int64_t i = 0; i < n; ++i)
+        row[i * image.pixel_stride] = convert<T>(scratch[d * stride + i]);
     }
   }
 }
 
-// Pixels [from, from + n), pixel-major: pixel i is at scratch + i * padded_channels, padded with zeros.
+// Pixels [from, from + n), pixel-major: pixel i is at scratch + i * padded_channels, padded with
+// zeros.
 template <class A, class T>
-INSTEMBED_INLINE void load_pixels(const Image<const T>& image, int64_t from, int64_t n, A* scratch) {
+INSTEMBED_INLINE void load_pixels(const Image<const T>& image, int64_t from, int64_t n,
+                                  A* scratch) {
   const int64_t padded = padded_channels(image.channels);
   const T* source = image.data + from * image.pixel_stride;
   if (image.pixel_stride == 1) {
@@ -182,14 +197,16 @@ INSTEMBED_INLINE void load_pixels(const Image<const T>& image, int64_t from, int
   }
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t d = 0; d < image.channels; ++d) {
-      scratch[i * padded + d] = convert<A>(source[i * image.pixel_stride + d * image.channel_stride]);
+      scratch[i * padded + d] =
+          convert<A>(source[i * image.pixel_stride + d * image.channel_stride]);
     }
     for (int64_t d = image.channels; d < padded; ++d) scratch[i * padded + d] = A(0);
   }
 }
 
 template <class A, class T>
-INSTEMBED_INLINE void store_pixels(const Image<T>& image, int64_t from, int64_t n, const A* scratch) {
+INSTEMBED_INLINE void store_pixels(const Image<T>& image, int64_t from, int64_t n,
+                                   const A* scratch) {
   const int64_t padded = padded_channels(image.channels);
   T* target = image.data + from * image.pixel_stride;
   if (image.pixel_stride == 1) {
@@ -198,7 +215,8 @@ INSTEMBED_INLINE void store_pixels(const Image<T>& image, int64_t from, int64_t 
   }
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t d = 0; d < image.channels; ++d) {
-      target[i * image.pixel_stride + d * image.channel_stride] = convert<T>(scratch[i * padded + d]);
+      target[i * image.pixel_stride + d * image.channel_stride] =
+          convert<T>(scratch[i * padded + d]);
     }
   }
 }

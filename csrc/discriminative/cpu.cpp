@@ -1,10 +1,12 @@
 // The discriminative loss on the CPU.
 //
-// Forward reads the embeddings twice: once for the instances' means, once for the distances to them. The
-// second pass also gathers the sums that the gradient through the means needs, so that backward reads the
-// embeddings once and writes the gradient once. The labels are read once, into runs (common/label_runs.h).
+// Forward reads the embeddings twice: once for the instances' means, once for the distances to
+// them. The second pass also gathers the sums that the gradient through the means needs, so that
+// backward reads the embeddings once and writes the gradient once. The labels are read once, into
+// runs (common/label_runs.h).
 //
-// Bands of tiles are the tasks. Each band has partial sums of its own, in double, added up in band order.
+// Bands of tiles are the tasks. Each band has partial sums of its own, in double, added up in band
+// order.
 #include <algorithm>
 #include <memory>
 #include <vector>
@@ -21,8 +23,8 @@ namespace instembed::discriminative {
 namespace {
 
 // ---------------------------------------------------------------------------------------------------------
-// Tile kernels. Tables have a row of `padded` elements an instance and a last row, of zeros, for pixels of
-// no instance; what lands in that row of the sums is dropped.
+// Tile kernels. Tables have a row of `padded` elements an instance and a last row, of zeros, for
+// pixels of no instance; what lands in that row of the sums is dropped.
 
 template <class A>
 struct Tables {
@@ -32,14 +34,14 @@ struct Tables {
 };
 
 template <class A>
-struct Spread {  // what the second pass adds up for each instance
-  double* squares;   // hinge^2
-  double* pulls;     // slope * direction, a row an instance; null if no gradient is wanted
+struct Spread {     // what the second pass adds up for each instance
+  double* squares;  // hinge^2
+  double* pulls;    // slope * direction, a row an instance; null if no gradient is wanted
 };
 
 template <class A>
 struct GradientTables {
-  const A* scale;   // an instance: d loss / d (hinge^2 / 2)
+  const A* scale;         // an instance: d loss / d (hinge^2 / 2)
   const A* through_mean;  // a row an instance: what every pixel of it receives through the mean
 };
 
@@ -47,11 +49,16 @@ struct GradientTables {
 template <class Body>
 INSTEMBED_INLINE void with_channels(int64_t channels, Body&& body) {
   switch (channels) {
-    case 2: return body(std::integral_constant<int, 2>());
-    case 4: return body(std::integral_constant<int, 4>());
-    case 8: return body(std::integral_constant<int, 8>());
-    case 16: return body(std::integral_constant<int, 16>());
-    default: return body(std::integral_constant<int, 0>());
+    case 2:
+      return body(std::integral_constant<int, 2>());
+    case 4:
+      return body(std::integral_constant<int, 4>());
+    case 8:
+      return body(std::integral_constant<int, 8>());
+    case 16:
+      return body(std::integral_constant<int, 16>());
+    default:
+      return body(std::integral_constant<int, 0>());
   }
 }
 
@@ -72,8 +79,9 @@ struct ChannelVectors<A, 0> {
 };
 
 template <int fixed, class A>
-INSTEMBED_INLINE void sum_runs_body(const PlanarTile<A>& tile, const TileCode& code, int64_t channels,
-                                    int64_t padded, double* sums, VecSlot<A>* spare) {
+INSTEMBED_INLINE void sum_runs_body(const PlanarTile<A>& tile, const TileCode& code,
+                                    int64_t channels, int64_t padded, double* sums,
+                                    VecSlot<A>* spare) {
   const int64_t count = fixed ? fixed : channels;
   code.for_each_run([&](int start, int length, int32_t slot) __attribute__((always_inline)) {
     if (slot < 0) return;
@@ -94,7 +102,8 @@ INSTEMBED_INLINE void sum_runs_body(const PlanarTile<A>& tile, const TileCode& c
 
 template <int norm, int fixed, class A>
 INSTEMBED_INLINE void spread_runs_body(const PlanarTile<A>& tile, const TileCode& code, A delta,
-                                       const Tables<A>& tables, const Spread<A>& spread, VecSlot<A>* spare) {
+                                       const Tables<A>& tables, const Spread<A>& spread,
+                                       VecSlot<A>* spare) {
   const int64_t count = fixed ? fixed : tables.channels;
   code.for_each_run([&](int start, int length, int32_t slot) __attribute__((always_inline)) {
     if (slot < 0) return;
@@ -131,10 +140,10 @@ INSTEMBED_INLINE void spread_runs_body(const PlanarTile<A>& tile, const TileCode
 }
 
 template <int norm, int fixed, class A>
-INSTEMBED_INLINE void gradient_runs_body(const PlanarTile<A>& tile, const TileCode& code, int pixels,
-                                         A delta, const Tables<A>& tables,
-                                         const GradientTables<A>& gradient, A* out, int64_t out_stride,
-                                         VecSlot<A>* spare) {
+INSTEMBED_INLINE void gradient_runs_body(const PlanarTile<A>& tile, const TileCode& code,
+                                         int pixels, A delta, const Tables<A>& tables,
+                                         const GradientTables<A>& gradient, A* out,
+                                         int64_t out_stride, VecSlot<A>* spare) {
   const int64_t count = fixed ? fixed : tables.channels;
   code.for_each_run([&](int start, int length, int32_t slot) __attribute__((always_inline)) {
     const int end = start + length;
@@ -149,7 +158,8 @@ INSTEMBED_INLINE void gradient_runs_body(const PlanarTile<A>& tile, const TileCo
     if (slot < 0) {
       for (int64_t d = 0; d < count; ++d) {
         int i = start;
-        for (; i < end && i <= last_whole; i += kLanes<A>) store(out + d * out_stride + i, Vec<A>{});
+        for (; i < end && i <= last_whole; i += kLanes<A>)
+          store(out + d * out_stride + i, Vec<A>{});
         if (i < end) store_first(d, i, Vec<A>{});
       }
       return;
@@ -232,8 +242,8 @@ INSTEMBED_INLINE void spread_pixels_body(const A* tile, const int32_t* slots, in
                                          A* difference) {
   for (int i = 0; i < pixels; ++i) {
     const int64_t row = slots[i] * tables.padded;
-    const A distance =
-        pixel_distance<norm>(tile + i * tables.padded, tables.means + row, tables.padded, difference);
+    const A distance = pixel_distance<norm>(tile + i * tables.padded, tables.means + row,
+                                            tables.padded, difference);
     const A excess = distance - delta;
     const A hinge = excess < 0 ? A(0) : excess;
     spread.squares[slots[i]] += static_cast<double>(hinge) * hinge;
@@ -249,12 +259,13 @@ INSTEMBED_INLINE void spread_pixels_body(const A* tile, const int32_t* slots, in
 
 template <int norm, class A>
 INSTEMBED_INLINE void gradient_pixels_body(const A* tile, const int32_t* slots, int pixels, A delta,
-                                           const Tables<A>& tables, const GradientTables<A>& gradient,
-                                           A* out, A* difference) {
+                                           const Tables<A>& tables,
+                                           const GradientTables<A>& gradient, A* out,
+                                           A* difference) {
   for (int i = 0; i < pixels; ++i) {
     const int64_t row = slots[i] * tables.padded;
-    const A distance =
-        pixel_distance<norm>(tile + i * tables.padded, tables.means + row, tables.padded, difference);
+    const A distance = pixel_distance<norm>(tile + i * tables.padded, tables.means + row,
+                                            tables.padded, difference);
     const A excess = distance - delta;
     const A factor =
         gradient.scale[slots[i]] * pixel_slope(excess < 0 ? A(0) : excess, distance, norm);
@@ -266,8 +277,9 @@ INSTEMBED_INLINE void gradient_pixels_body(const A* tile, const int32_t* slots, 
   }
 }
 
-// Pairs of means: rows [from, to) against all means, which are given planar too, `stride` apart. An ordered
-// pair adds hinge^2 to *total, and half its derivative by the row's mean to the row of `grads`.
+// Pairs of means: rows [from, to) against all means, which are given planar too, `stride` apart. An
+// ordered pair adds hinge^2 to *total, and half its derivative by the row's mean to the row of
+// `grads`.
 template <int norm, class A>
 INSTEMBED_INLINE void repel_body(const A* rows, int64_t from, int64_t to, const A* planar,
                                  int64_t stride, const Tables<A>& tables, A margin, double* total,
@@ -290,7 +302,8 @@ INSTEMBED_INLINE void repel_body(const A* rows, int64_t from, int64_t to, const 
       if (!grads) continue;
       const Vec<A> factor = slope<norm>(hinge, distance);
       for (int64_t d = 0; d < channels; ++d) {
-        grads[(a - from) * tables.padded + d] -= sum_lanes(Vec<A>(factor * direction<norm>(difference[d])));
+        grads[(a - from) * tables.padded + d] -=
+            sum_lanes(Vec<A>(factor * direction<norm>(difference[d])));
       }
     }
   }
@@ -343,95 +356,95 @@ INSTEMBED_INLINE void push_body(const PlanarTile<A>& tile, int start, int length
 }
 
 // The kernels as functions of their own, one a target (common/simd.h).
-#define INSTEMBED_TILE_KERNELS(A)                                                                   \
-  INSTEMBED_SIMD void sum_runs(const PlanarTile<A>& tile, const TileCode& code,                     \
-                               const Tables<A>& tables, double* sums, VecSlot<A>* spare) {              \
-    with_channels(tables.channels, [&](auto fixed) __attribute__((always_inline)) {                 \
-      sum_runs_body<fixed>(tile, code, tables.channels, tables.padded, sums, spare);                \
-    });                                                                                             \
-  }                                                                                                 \
-  INSTEMBED_SIMD void spread_runs(int norm, const PlanarTile<A>& tile, const TileCode& code,        \
-                                  A delta, const Tables<A>& tables, const Spread<A>& spread,        \
-                                  VecSlot<A>* spare) {                                                  \
-    if (norm == 1) return spread_runs_body<1, 0>(tile, code, delta, tables, spread, spare);         \
-    with_channels(tables.channels, [&](auto fixed) __attribute__((always_inline)) {                 \
-      spread_runs_body<2, fixed>(tile, code, delta, tables, spread, spare);                         \
-    });                                                                                             \
-  }                                                                                                 \
-  INSTEMBED_SIMD void gradient_runs(int norm, const PlanarTile<A>& tile, const TileCode& code,      \
-                                    int pixels, A delta, const Tables<A>& tables,                   \
-                                    const GradientTables<A>& gradient, A* out, int64_t out_stride,  \
-                                    VecSlot<A>* spare) {                                                \
-    if (norm == 1) {                                                                                \
-      return gradient_runs_body<1, 0>(tile, code, pixels, delta, tables, gradient, out, out_stride, \
-                                      spare);                                                       \
-    }                                                                                               \
-    with_channels(tables.channels, [&](auto fixed) __attribute__((always_inline)) {                 \
-      gradient_runs_body<2, fixed>(tile, code, pixels, delta, tables, gradient, out, out_stride,    \
-                                   spare);                                                          \
-    });                                                                                             \
-  }                                                                                                 \
-  INSTEMBED_SIMD void sum_pixels(const A* tile, const int32_t* slots, int pixels,                   \
-                                 const Tables<A>& tables, double* sums) {                           \
-    sum_pixels_body(tile, slots, pixels, tables, sums);                                             \
-  }                                                                                                 \
-  INSTEMBED_SIMD void spread_pixels(int norm, const A* tile, const int32_t* slots, int pixels,      \
-                                    A delta, const Tables<A>& tables, const Spread<A>& spread,      \
-                                    A* difference) {                                                \
-    if (norm == 1) {                                                                                \
-      spread_pixels_body<1>(tile, slots, pixels, delta, tables, spread, difference);                \
-    } else {                                                                                        \
-      spread_pixels_body<2>(tile, slots, pixels, delta, tables, spread, difference);                \
-    }                                                                                               \
-  }                                                                                                 \
-  INSTEMBED_SIMD void gradient_pixels(int norm, const A* tile, const int32_t* slots, int pixels,    \
-                                      A delta, const Tables<A>& tables,                             \
-                                      const GradientTables<A>& gradient, A* out, A* difference) {   \
-    if (norm == 1) {                                                                                \
-      gradient_pixels_body<1>(tile, slots, pixels, delta, tables, gradient, out, difference);       \
-    } else {                                                                                        \
-      gradient_pixels_body<2>(tile, slots, pixels, delta, tables, gradient, out, difference);       \
-    }                                                                                               \
-  }                                                                                                 \
-  INSTEMBED_SIMD void repel(int norm, const A* rows, int64_t from, int64_t to, const A* planar,     \
-                            int64_t stride, const Tables<A>& tables, A margin, double* total,       \
-                            double* grads, VecSlot<A>* spare) {                                         \
-    if (norm == 1) {                                                                                \
-      repel_body<1>(rows, from, to, planar, stride, tables, margin, total, grads, spare);           \
-    } else {                                                                                        \
-      repel_body<2>(rows, from, to, planar, stride, tables, margin, total, grads, spare);           \
-    }                                                                                               \
-  }                                                                                                 \
-  INSTEMBED_SIMD void push_background(int norm, const PlanarTile<A>& tile, int start, int length,   \
-                                      const Tables<A>& tables, const Push<A>& push,                 \
-                                      VecSlot<A>* spare) {                                              \
-    if (norm == 1) {                                                                                \
-      push_body<1>(tile, start, length, tables, push, spare);                                       \
-    } else {                                                                                        \
-      push_body<2>(tile, start, length, tables, push, spare);                                       \
-    }                                                                                               \
+#define INSTEMBED_TILE_KERNELS(A)                                                                  \
+  INSTEMBED_SIMD void sum_runs(const PlanarTile<A>& tile, const TileCode& code,                    \
+                               const Tables<A>& tables, double* sums, VecSlot<A>* spare) {         \
+    with_channels(tables.channels, [&](auto fixed) __attribute__((always_inline)) {                \
+      sum_runs_body<fixed>(tile, code, tables.channels, tables.padded, sums, spare);               \
+    });                                                                                            \
+  }                                                                                                \
+  INSTEMBED_SIMD void spread_runs(int norm, const PlanarTile<A>& tile, const TileCode& code,       \
+                                  A delta, const Tables<A>& tables, const Spread<A>& spread,       \
+                                  VecSlot<A>* spare) {                                             \
+    if (norm == 1) return spread_runs_body<1, 0>(tile, code, delta, tables, spread, spare);        \
+    with_channels(tables.channels, [&](auto fixed) __attribute__((always_inline)) {                \
+      spread_runs_body<2, fixed>(tile, code, delta, tables, spread, spare);                        \
+    });                                                                                            \
+  }                                                                                                \
+  INSTEMBED_SIMD void gradient_runs(int norm, const PlanarTile<A>& tile, const TileCode& code,     \
+                                    int pixels, A delta, const Tables<A>& tables,                  \
+                                    const GradientTables<A>& gradient, A* out, int64_t out_stride, \
+                                    VecSlot<A>* spare) {                                           \
+    if (norm == 1) {                                                                               \
+      return gradient_runs_body<1, 0>(tile, code, pixels, delta, tables, gradient, out,            \
+                                      out_stride, spare);                                          \
+    }                                                                                              \
+    with_channels(tables.channels, [&](auto fixed) __attribute__((always_inline)) {                \
+      gradient_runs_body<2, fixed>(tile, code, pixels, delta, tables, gradient, out, out_stride,   \
+                                   spare);                                                         \
+    });                                                                                            \
+  }                                                                                                \
+  INSTEMBED_SIMD void sum_pixels(const A* tile, const int32_t* slots, int pixels,                  \
+                                 const Tables<A>& tables, double* sums) {                          \
+    sum_pixels_body(tile, slots, pixels, tables, sums);                                            \
+  }                                                                                                \
+  INSTEMBED_SIMD void spread_pixels(int norm, const A* tile, const int32_t* slots, int pixels,     \
+                                    A delta, const Tables<A>& tables, const Spread<A>& spread,     \
+                                    A* difference) {                                               \
+    if (norm == 1) {                                                                               \
+      spread_pixels_body<1>(tile, slots, pixels, delta, tables, spread, difference);               \
+    } else {                                                                                       \
+      spread_pixels_body<2>(tile, slots, pixels, delta, tables, spread, difference);               \
+    }                                                                                              \
+  }                                                                                                \
+  INSTEMBED_SIMD void gradient_pixels(int norm, const A* tile, const int32_t* slots, int pixels,   \
+                                      A delta, const Tables<A>& tables,                            \
+                                      const GradientTables<A>& gradient, A* out, A* difference) {  \
+    if (norm == 1) {                                                                               \
+      gradient_pixels_body<1>(tile, slots, pixels, delta, tables, gradient, out, difference);      \
+    } else {                                                                                       \
+      gradient_pixels_body<2>(tile, slots, pixels, delta, tables, gradient, out, difference);      \
+    }                                                                                              \
+  }                                                                                                \
+  INSTEMBED_SIMD void repel(int norm, const A* rows, int64_t from, int64_t to, const A* planar,    \
+                            int64_t stride, const Tables<A>& tables, A margin, double* total,      \
+                            double* grads, VecSlot<A>* spare) {                                    \
+    if (norm == 1) {                                                                               \
+      repel_body<1>(rows, from, to, planar, stride, tables, margin, total, grads, spare);          \
+    } else {                                                                                       \
+      repel_body<2>(rows, from, to, planar, stride, tables, margin, total, grads, spare);          \
+    }                                                                                              \
+  }                                                                                                \
+  INSTEMBED_SIMD void push_background(int norm, const PlanarTile<A>& tile, int start, int length,  \
+                                      const Tables<A>& tables, const Push<A>& push,                \
+                                      VecSlot<A>* spare) {                                         \
+    if (norm == 1) {                                                                               \
+      push_body<1>(tile, start, length, tables, push, spare);                                      \
+    } else {                                                                                       \
+      push_body<2>(tile, start, length, tables, push, spare);                                      \
+    }                                                                                              \
   }
 
 INSTEMBED_TILE_KERNELS(float)
 INSTEMBED_TILE_KERNELS(double)
 
-#define INSTEMBED_TILE_COPIES(T)                                                                    \
-  INSTEMBED_SIMD PlanarTile<accumulator_t<T>> planar_tile(const Image<const T>& image, int64_t from, \
-                                                          int64_t n, accumulator_t<T>* scratch,     \
-                                                          int64_t stride) {                         \
-    return load_planar<accumulator_t<T>>(image, from, n, scratch, stride);                          \
-  }                                                                                                 \
-  INSTEMBED_SIMD void pixel_tile(const Image<const T>& image, int64_t from, int64_t n,              \
-                                 accumulator_t<T>* scratch) {                                       \
-    load_pixels(image, from, n, scratch);                                                           \
-  }                                                                                                 \
-  INSTEMBED_SIMD void write_planar(const Image<T>& image, int64_t from, int64_t n,                  \
-                                   const accumulator_t<T>* scratch, int64_t stride) {               \
-    store_planar(image, from, n, scratch, stride);                                                  \
-  }                                                                                                 \
-  INSTEMBED_SIMD void write_pixels(const Image<T>& image, int64_t from, int64_t n,                  \
-                                   const accumulator_t<T>* scratch) {                               \
-    store_pixels(image, from, n, scratch);                                                          \
+#define INSTEMBED_TILE_COPIES(T)                                                       \
+  INSTEMBED_SIMD PlanarTile<accumulator_t<T>> planar_tile(                             \
+      const Image<const T>& image, int64_t from, int64_t n, accumulator_t<T>* scratch, \
+      int64_t stride) {                                                                \
+    return load_planar<accumulator_t<T>>(image, from, n, scratch, stride);             \
+  }                                                                                    \
+  INSTEMBED_SIMD void pixel_tile(const Image<const T>& image, int64_t from, int64_t n, \
+                                 accumulator_t<T>* scratch) {                          \
+    load_pixels(image, from, n, scratch);                                              \
+  }                                                                                    \
+  INSTEMBED_SIMD void write_planar(const Image<T>& image, int64_t from, int64_t n,     \
+                                   const accumulator_t<T>* scratch, int64_t stride) {  \
+    store_planar(image, from, n, scratch, stride);                                     \
+  }                                                                                    \
+  INSTEMBED_SIMD void write_pixels(const Image<T>& image, int64_t from, int64_t n,     \
+                                   const accumulator_t<T>* scratch) {                  \
+    store_pixels(image, from, n, scratch);                                             \
   }
 
 INSTEMBED_TILE_COPIES(Half)
@@ -447,9 +460,10 @@ struct Band {
   int64_t image, first, last;
 };
 
-// Bands of every image: enough for the threads of a large machine, few enough that their partial sums stay
-// a small part of the embeddings. The data decides, not the number of threads.
-std::vector<Band> cut_into_bands(const Batch& batch, const TileGrid& grid, const LabelRuns* labels) {
+// Bands of every image: enough for the threads of a large machine, few enough that their partial
+// sums stay a small part of the embeddings. The data decides, not the number of threads.
+std::vector<Band> cut_into_bands(const Batch& batch, const TileGrid& grid,
+                                 const LabelRuns* labels) {
   constexpr int64_t kMinTiles = 8, kMaxBands = 64, kPixelsPerPartial = 32;
   std::vector<Band> bands;
   for (int64_t b = 0; b < batch.images; ++b) {
@@ -466,7 +480,8 @@ std::vector<Band> cut_into_bands(const Batch& batch, const TileGrid& grid, const
   return bands;
 }
 
-// Memory that is had when first asked for, and not initialised: most tiles need one form of scratch only.
+// Memory that is had when first asked for, and not initialised: most tiles need one form of scratch
+// only.
 template <class E>
 class Lazy {
  public:
@@ -534,7 +549,8 @@ struct Instances {
   std::vector<int64_t> first;
   std::vector<int64_t> counts;
   std::vector<A> means;
-  // d term / d mean, for the variance, distance and background terms; empty if no gradient is wanted.
+  // d term / d mean, for the variance, distance and background terms; empty if no gradient is
+  // wanted.
   std::vector<A> grads[3];
   int64_t padded = 0;
 
@@ -560,7 +576,8 @@ template <class A>
 double norm_of(const A* mean, int64_t channels, int norm, double* grad) {
   double sum = 0;
   for (int64_t d = 0; d < channels; ++d) {
-    sum += norm == 2 ? static_cast<double>(mean[d]) * mean[d] : std::abs(static_cast<double>(mean[d]));
+    sum +=
+        norm == 2 ? static_cast<double>(mean[d]) * mean[d] : std::abs(static_cast<double>(mean[d]));
   }
   const double length = norm == 2 ? std::sqrt(sum) : sum;
   for (int64_t d = 0; d < channels; ++d) {
@@ -571,7 +588,8 @@ double norm_of(const A* mean, int64_t channels, int norm, double* grad) {
 
 // What an instance's sum of hinge^2 counts in the variance term.
 template <class A>
-std::vector<double> variance_weights(const Options& options, const Instances<A>& instances, int64_t b) {
+std::vector<double> variance_weights(const Options& options, const Instances<A>& instances,
+                                     int64_t b) {
   const int64_t* counts = instances.counts.data() + instances.first[b];
   std::vector<double> weights(instances.size(b));
   int64_t pixels = 0;
@@ -588,8 +606,8 @@ class ForwardPass {
  public:
   using A = accumulator_t<T>;
 
-  ForwardPass(const Array& embeddings, const Batch& batch, const TileGrid& grid, const LabelRuns& labels,
-              const Options& options, bool gradients)
+  ForwardPass(const Array& embeddings, const Batch& batch, const TileGrid& grid,
+              const LabelRuns& labels, const Options& options, bool gradients)
       : embeddings_(embeddings),
         batch_(batch),
         grid_(grid),
@@ -632,7 +650,8 @@ class ForwardPass {
     return static_cast<int>(std::min<int64_t>(grid_.tile, batch_.count(b) - t * grid_.tile));
   }
 
-  // partials[band] += what `tile(band, b, t, code, partial)` adds, each band into `size(b)` zeros of its own.
+  // partials[band] += what `tile(band, b, t, code, partial)` adds, each band into `size(b)` zeros
+  // of its own.
   template <class Size, class BandPass>
   std::vector<std::vector<double>> over_bands(Size&& size, BandPass&& pass) {
     std::vector<std::vector<double>> partials(bands_.size());
@@ -668,7 +687,8 @@ class ForwardPass {
               table_rows(code, pixels, tables.instances, scratch.slots.data());
               sum_pixels(scratch.pixels.data(), scratch.slots.data(), pixels, tables, sums);
             } else if (any_instance(code)) {
-              const auto tile = planar_tile(image, from, pixels, scratch.planar.data(), scratch.stride);
+              const auto tile =
+                  planar_tile(image, from, pixels, scratch.planar.data(), scratch.stride);
               sum_runs(tile, code, tables, sums, scratch.spare.data());
             }
           }
@@ -685,7 +705,8 @@ class ForwardPass {
 
   // The variance and background terms: whatever compares pixels with means.
   void find_variance(Instances<A>& result, A* terms) {
-    // A band's partial sums: hinge^2 and pulls an instance, then the background's hinge^2, pixels and pushes.
+    // A band's partial sums: hinge^2 and pulls an instance, then the background's hinge^2, pixels
+    // and pushes.
     const auto rows = [&](int64_t b) { return labels_.instances(b) + int64_t{1}; };
     const auto table = [&](int64_t b) { return gradients_ ? rows(b) * padded_ : 0; };
     const auto size = [&](int64_t b) {
@@ -694,12 +715,18 @@ class ForwardPass {
     const auto sums = over_bands(size, [&](const Band& band, double* partial) {
       const int64_t b = band.image;
       const Image<const T> image(embeddings_, batch_, b);
-      const auto means = table_of(result.means.data() + result.first[b] * padded_, result.size(b), padded_);
+      const auto means =
+          table_of(result.means.data() + result.first[b] * padded_, result.size(b), padded_);
       const Tables<A> tables = this->tables(b, means.data());
       const Spread<A> spread{partial, gradients_ ? partial + rows(b) : nullptr};
       double* background = partial + rows(b) + table(b);
-      const Push<A> push{static_cast<A>(options_.delta_dist), background,
-                         gradients_ ? background + 2 : nullptr, nullptr, 0, 0, 0};
+      const Push<A> push{static_cast<A>(options_.delta_dist),
+                         background,
+                         gradients_ ? background + 2 : nullptr,
+                         nullptr,
+                         0,
+                         0,
+                         0};
       const auto delta = static_cast<A>(options_.delta_var);
       Scratch<A> scratch(batch_.channels, grid_.tile);
       for (int64_t t = band.first; t < band.last; ++t) {
@@ -709,8 +736,8 @@ class ForwardPass {
         if (!code.is_runs()) {
           pixel_tile(image, from, pixels, scratch.pixels.data());
           table_rows(code, pixels, tables.instances, scratch.slots.data());
-          spread_pixels(options_.norm, scratch.pixels.data(), scratch.slots.data(), pixels, delta, tables,
-                        spread, scratch.difference.data());
+          spread_pixels(options_.norm, scratch.pixels.data(), scratch.slots.data(), pixels, delta,
+                        tables, spread, scratch.difference.data());
         } else if (any_instance(code)) {
           const auto tile = planar_tile(image, from, pixels, scratch.planar.data(), scratch.stride);
           spread_runs(options_.norm, tile, code, delta, tables, spread, scratch.spare.data());
@@ -742,7 +769,8 @@ class ForwardPass {
       const double weight = 1 / (background[1] * static_cast<double>(count));
       terms[b * kTerms + 3] = static_cast<A>(weight * background[0]);
       for (int64_t j = 0; gradients_ && j < count * padded_; ++j) {
-        result.grads[2][result.first[b] * padded_ + j] = static_cast<A>(2 * weight * background[2 + j]);
+        result.grads[2][result.first[b] * padded_ + j] =
+            static_cast<A>(2 * weight * background[2 + j]);
       }
     });
   }
@@ -765,11 +793,12 @@ class ForwardPass {
       std::vector<double> grads(gradients_ ? (to - from) * padded_ : 0, 0.0);
       std::vector<VecSlot<A>> spare(batch_.channels);
       repel(options_.norm, rows, from, to, planar.data(), stride, tables(b, nullptr),
-            static_cast<A>(2 * options_.delta_dist), &totals[k], gradients_ ? grads.data() : nullptr,
-            spare.data());
+            static_cast<A>(2 * options_.delta_dist), &totals[k],
+            gradients_ ? grads.data() : nullptr, spare.data());
       // A pair counts in both orders, so a mean's gradient is twice that of its row.
       for (size_t j = 0; j < grads.size(); ++j) {
-        result.grads[1][(result.first[b] + from) * padded_ + j] = static_cast<A>(4 * grads[j] / pairs);
+        result.grads[1][(result.first[b] + from) * padded_ + j] =
+            static_cast<A>(4 * grads[j] / pairs);
       }
     });
     double total = 0;
@@ -808,7 +837,8 @@ class ForwardPass {
   const std::vector<Band> bands_;
 };
 
-// grad = d (sum of grad_terms * terms) / d embeddings, where `result` and `runs` are the forward pass's.
+// grad = d (sum of grad_terms * terms) / d embeddings, where `result` and `runs` are the forward
+// pass's.
 template <class T>
 void backward_pass(const Array& embeddings, const Batch& batch, const TileGrid& grid,
                    const Options& options, const Instances<accumulator_t<T>>& instances,
@@ -850,12 +880,13 @@ void backward_pass(const Array& embeddings, const Batch& batch, const TileGrid& 
       int64_t background = 0;
       for (int64_t t = grid.first[b]; t < grid.first[b + 1]; ++t) {
         const int64_t from = (t - grid.first[b]) * grid.tile;
-        for_each_background(runs[t], static_cast<int>(std::min<int64_t>(grid.tile, batch.count(b) - from)),
+        for_each_background(runs[t],
+                            static_cast<int>(std::min<int64_t>(grid.tile, batch.count(b) - from)),
                             [&](int, int length) { background += length; });
       }
       if (background > 0) {
-        image.push_scale =
-            static_cast<A>(2 * static_cast<double>(g[3]) / (static_cast<double>(background) * count));
+        image.push_scale = static_cast<A>(2 * static_cast<double>(g[3]) /
+                                          (static_cast<double>(background) * count));
       }
     }
   });
@@ -866,7 +897,8 @@ void backward_pass(const Array& embeddings, const Batch& batch, const TileGrid& 
     const int64_t b = band.image;
     const Image<const T> image(embeddings, batch, b);
     const Image<T> target(grad, grad_batch, b);
-    const Tables<A> tables{channels, padded, static_cast<int32_t>(instances.size(b)), all[b].means.data()};
+    const Tables<A> tables{channels, padded, static_cast<int32_t>(instances.size(b)),
+                           all[b].means.data()};
     const GradientTables<A> gradient{all[b].scale.data(), all[b].through_mean.data()};
     const auto delta = static_cast<A>(options.delta_var);
     Scratch<A> scratch(channels, grid.tile);
@@ -881,8 +913,13 @@ void backward_pass(const Array& embeddings, const Batch& batch, const TileGrid& 
       }
       const auto push_into = [&](A* out, int64_t channel_stride, int64_t pixel_stride) {
         if (!push) return;
-        const Push<A> rule{static_cast<A>(options.delta_dist), nullptr, nullptr, out, all[b].push_scale,
-                           channel_stride, pixel_stride};
+        const Push<A> rule{static_cast<A>(options.delta_dist),
+                           nullptr,
+                           nullptr,
+                           out,
+                           all[b].push_scale,
+                           channel_stride,
+                           pixel_stride};
         for_each_background(code, pixels, [&](int start, int length) {
           push_background(options.norm, tile, start, length, tables, rule, scratch.spare.data());
         });
@@ -890,8 +927,8 @@ void backward_pass(const Array& embeddings, const Batch& batch, const TileGrid& 
       if (!code.is_runs()) {
         pixel_tile(image, from, pixels, scratch.pixels.data());
         table_rows(code, pixels, tables.instances, scratch.slots.data());
-        gradient_pixels(options.norm, scratch.pixels.data(), scratch.slots.data(), pixels, delta, tables,
-                        gradient, scratch.pixels_out.data(), scratch.difference.data());
+        gradient_pixels(options.norm, scratch.pixels.data(), scratch.slots.data(), pixels, delta,
+                        tables, gradient, scratch.pixels_out.data(), scratch.difference.data());
         push_into(scratch.pixels_out.data(), 1, padded);
         write_pixels(target, from, pixels, scratch.pixels_out.data());
         continue;
@@ -900,7 +937,8 @@ void backward_pass(const Array& embeddings, const Batch& batch, const TileGrid& 
       int64_t stride = scratch.stride;
       bool in_place = false;
       if constexpr (std::is_same_v<T, A>) {
-        // Rows of many channels lie a power of two apart: written side by side they evict each other.
+        // Rows of many channels lie a power of two apart: written side by side they evict each
+        // other.
         in_place = target.pixel_stride == 1 && channels <= 8;
         if (in_place) {
           out = target.data + from;
@@ -916,10 +954,12 @@ void backward_pass(const Array& embeddings, const Batch& batch, const TileGrid& 
 }
 
 template <class A>
-bool save(const Instances<A>& instances, const LabelRuns& labels, int64_t channels, const State& state) {
+bool save(const Instances<A>& instances, const LabelRuns& labels, int64_t channels,
+          const State& state) {
   const int64_t total = instances.total();
   const int64_t capacity = state.counts.size();
-  const bool fits = total <= capacity && static_cast<int64_t>(labels.block.size()) <= state.runs.size();
+  const bool fits =
+      total <= capacity && static_cast<int64_t>(labels.block.size()) <= state.runs.size();
   auto* first = state.first.as<int64_t>();
   auto* counts = state.counts.as<int64_t>();
   auto* vectors = state.vectors.as<A>();
@@ -1007,8 +1047,9 @@ void forward(const Array& embeddings, const Array& labels, const Array* offsets,
   });
 }
 
-void backward(const Array& embeddings, const Array& labels, const Array* offsets, const Options& options,
-              const Array& grad_terms, const State& state, const Array& grad) {
+void backward(const Array& embeddings, const Array& labels, const Array* offsets,
+              const Options& options, const Array& grad_terms, const State& state,
+              const Array& grad) {
   const Batch batch = Batch::of_embeddings(embeddings, offsets);
   const Batch label_batch = Batch::of_labels(labels, offsets);
   const Batch grad_batch = Batch::of_embeddings(grad, offsets);
@@ -1023,8 +1064,9 @@ void backward(const Array& embeddings, const Array& labels, const Array* offsets
     prefer_huge_pages(grad.data, grad.size() * sizeof(T));
     if (state.first.as<const int64_t>()[0] >= 0) {
       const RunsView runs{state.runs.as<const uint32_t>(), grid.tiles(), grid.tile};
-      backward_pass<T>(embeddings, batch, grid, options, restore<A>(state, batch.images, batch.channels),
-                       runs, grad_terms.as<const A>(), grad, grad_batch);
+      backward_pass<T>(embeddings, batch, grid, options,
+                       restore<A>(state, batch.images, batch.channels), runs,
+                       grad_terms.as<const A>(), grad, grad_batch);
       return;
     }
     // More instances or shorter runs than the state has room for: found again rather than kept.

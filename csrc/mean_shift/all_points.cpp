@@ -1,10 +1,11 @@
 // Mean shift from every point, as scikit-learn defines it, without doing most of it.
 //
-// The next position of a trajectory is the mean of its members, so trajectories whose members coincide are one from
-// there on: each distinct set of members is a state that is computed once. For the points of one block, most
-// other blocks are inside the ball of every point or outside of every one. In a well-trained embedding that
-// holds for all blocks: the points of the block share one set of members, which proves that they all move to
-// the same mode, and nothing is computed point by point.
+// The next position of a trajectory is the mean of its members, so trajectories whose members
+// coincide are one from there on: each distinct set of members is a state that is computed once.
+// For the points of one block, most other blocks are inside the ball of every point or outside of
+// every one. In a well-trained embedding that holds for all blocks: the points of the block share
+// one set of members, which proves that they all move to the same mode, and nothing is computed
+// point by point.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -70,7 +71,7 @@ class AllPoints {
       for (int64_t b = group * kGroup; b < std::min(set_.size(), (group + 1) * kGroup); ++b) {
         uint64_t key = 0;
         for (int32_t i = 0; i < set_.blocks[b].size; ++i) {
-          key += point_key(set_.blocks[b].position + i);
+          key += point_key(set_.blocks[b].pixel(i));
         }
         keys_[b] = key;
       }
@@ -112,8 +113,13 @@ class AllPoints {
   class Seeds {
    public:
     explicit Seeds(const AllPoints& parent)
-        : p_(parent), ball_(parent.dims_, parent.options_.bandwidth), common_(parent.dims_),
-          moments_(parent.dims_), squared_(kStrip), center_(parent.dims_), mean_(parent.dims_) {}
+        : p_(parent),
+          ball_(parent.dims_, parent.options_.bandwidth),
+          common_(parent.dims_),
+          moments_(parent.dims_),
+          squared_(kStrip),
+          center_(parent.dims_),
+          mean_(parent.dims_) {}
 
     void run(int64_t b, Visits* visits) {
       const BlockSet<S>& set = p_.set_;
@@ -259,7 +265,8 @@ class AllPoints {
       moments.clear();
       ball.move_to(mean(states[k]));
       if (ball.finite) {
-        add_members(set_, front.balls, front.ids.data(), 0, front.balls.count, ball, scan, &moments);
+        add_members(set_, front.balls, front.ids.data(), 0, front.balls.count, ball, scan,
+                    &moments);
       }
       for (int d = 0; d < dims_ && moments.count > 0; ++d) {
         moved[d] = moments.sum[d] / static_cast<double>(moments.count);
@@ -269,9 +276,12 @@ class AllPoints {
     }
   }
 
-  const double* mean(int32_t state) const { return means_.data() + static_cast<int64_t>(state) * dims_; }
+  const double* mean(int32_t state) const {
+    return means_.data() + static_cast<int64_t>(state) * dims_;
+  }
 
-  // Follows each trajectory from state to state to where it stops. result_[state]: the last seed that stopped there.
+  // Follows each trajectory from state to state to where it stops. result_[state]: the last seed
+  // that stopped there.
   void follow() {
     result_.assign(counts_.size(), -1);
     int64_t longest = 0;
@@ -290,13 +300,14 @@ class AllPoints {
         }
         longest = std::max(longest, iterations);
         if (state == kNowhere) continue;
-        result_[state] = std::max(result_[state], set_.pixel(set_.blocks[b].position + i));
+        result_[state] = std::max(result_[state], set_.blocks[b].pixel(i));
       }
     }
     clusters_.iterations = longest;
   }
 
-  // scikit-learn's post-processing: modes by (count, coordinates), descending, suppress others in their ball.
+  // scikit-learn's post-processing: modes by (count, coordinates), descending, suppress others in
+  // their ball.
   void keep_modes() {
     std::vector<int32_t> modes;
     for (size_t s = 0; s < result_.size(); ++s) {
@@ -363,7 +374,10 @@ class AllPoints {
     for (const auto& part : counts) {
       for (int64_t k = 0; k < nearest.size(); ++k) clusters_.counts[k] += part[k];
     }
-    for (const int64_t count : clusters_.counts) clusters_.kept.push_back(count >= options_.min_size);
+    // A mode may end without points: scikit-learn keeps it, and so does min_size = 1.
+    for (const int64_t count : clusters_.counts) {
+      clusters_.kept.push_back(options_.min_size == 1 || count >= options_.min_size);
+    }
   }
 
   const BlockSet<S>& set_;
@@ -389,7 +403,8 @@ class AllPoints {
 }  // namespace
 
 template <class S>
-Clusters all_points(const BlockSet<S>& set, const Options& options, Ownership* ownership, int threads) {
+Clusters all_points(const BlockSet<S>& set, const Options& options, Ownership* ownership,
+                    int threads) {
   return AllPoints<S>(set, options, ownership, threads).run();
 }
 

@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <numeric>
 
 #include "common/dtype.h"
 #include "common/parallel.h"
 #include "common/simd.h"
 #include "mean_shift/formula.h"
+#include "mean_shift/scan.h"
 #include "mean_shift/tree.h"
 
 #pragma GCC diagnostic ignored "-Wpsabi"
@@ -32,12 +34,27 @@ namespace {
 // Pixels a task. Blocks never cross from one task into the next.
 constexpr int64_t kChunk = 8192;
 
-// A block is a run of points within this many bandwidths of its first point. Points of a trained instance all lie
-// within a third of a bandwidth of their centre, so within two thirds of each other.
+// A block is a run of points within this many bandwidths of its first point. Points of a trained
+// instance all lie within a third of a bandwidth of their centre, so within two thirds of each
+// other.
 constexpr double kCoherence = 2.0 / 3.0;
 
 // Below this many points a block, on average, the order of the points is of no use.
 constexpr double kUsefulRun = 6;
+
+// Runs of at most so many points are stray. So many stray points are worth a tree of their own.
+constexpr int32_t kStray = 3;
+constexpr int64_t kManyStray = 1024;
+
+// In a leaf of a tree, so many points within kCoherence of one make a block; the others are mixed.
+constexpr int64_t kCoreSize = 16;
+constexpr int kCores = 8;
+constexpr int64_t kMixedBlock = 64;
+
+// Points a leaf, about. Stray points come from between the clusters: small leaves keep their balls
+// small.
+constexpr int64_t kLeaf = 64;
+constexpr int64_t kStrayLeaf = 16;
 
 template <class T>
 struct Source {
@@ -54,11 +71,17 @@ struct Found {
   std::vector<S> centers;  // blocks x dims
   std::vector<S> radius;
   std::vector<double> sums;  // blocks x dims
+  std::vector<Block<S>> stray;
+  std::vector<int64_t> stray_classes;
+  std::vector<S> stray_rows;  // their points, copied while they are in the cache
 
-  void resize_last(int dims) {
+  size_t add(const Block<S>& block, int64_t label_class, int dims) {
+    blocks.push_back(block);
+    classes.push_back(label_class);
     centers.resize(blocks.size() * dims);
     radius.resize(blocks.size());
     sums.resize(blocks.size() * dims);
+    return blocks.size() - 1;
   }
 };
 
@@ -145,36 +168,54 @@ INSTEMBED_INLINE void summarize(const Block<S>& block, int dims, S* center, S* r
 // Cuts n consecutive points into blocks. Points of class 0 belong to none.
 template <class S>
 INSTEMBED_INLINE void find_blocks(const S* x, int64_t stride, const int64_t* classes, int64_t n,
-                                  int64_t position, int dims, S limit2, Found<S>* found) {
-  int64_t i = 0;
+                                  int64_t first, const int64_t* pixels, int dims, S limit2,
+                                  Found<S>* found) {
+  int64_t i = 0, same = 0;  // classes are equal in [i, same)
   while (i < n) {
     const int64_t c = classes[i];
     if (c == 0) {
       ++i;
       continue;
     }
-    int64_t same = i + 1;
-    while (same < n && same - i < kMaxBlock && classes[same] == c) ++same;
-    const int size = coherent_points(x + i, stride, static_cast<int>(same - i), dims, limit2);
+    if (same <= i) {
+      for (same = i + 1; same < n && classes[same] == c;) ++same;
+      // Runs are too short for the hardware to see the streams of all channels in time.
+      for (int d = 0; d < dims; ++d) {
+        for (int64_t k = i; k < std::min(same, i + kMaxBlock); k += kLanes<S>) {
+          __builtin_prefetch(x + d * stride + k);
+        }
+      }
+    }
+    const int64_t most = std::min<int64_t>(same - i, kMaxBlock);
+    const int size = coherent_points(x + i, stride, static_cast<int>(most), dims, limit2);
     if (size > 0) {
-      found->blocks.push_back({x + i, stride, position + i, size});
-      found->classes.push_back(c);
-      const size_t k = found->blocks.size() - 1;
-      found->resize_last(dims);
-      summarize(found->blocks[k], dims, &found->centers[k * dims], &found->radius[k],
-                &found->sums[k * dims]);
+      const int64_t* own = pixels ? pixels + i : nullptr;
+      const Block<S> block{x + i, stride, own ? own[0] : first + i, own, size};
+      if (size <= kStray) {
+        found->stray.push_back(block);
+        found->stray_classes.push_back(c);
+        for (int k = 0; k < size; ++k) {
+          for (int d = 0; d < dims; ++d) found->stray_rows.push_back(x[d * stride + i + k]);
+        }
+      } else {
+        const size_t k = found->add(block, c, dims);
+        summarize(block, dims, &found->centers[k * dims], &found->radius[k],
+                  &found->sums[k * dims]);
+      }
     }
     i += std::max(size, 1);
   }
 }
 
 INSTEMBED_SIMD void cut(const float* x, int64_t stride, const int64_t* classes, int64_t n,
-                        int64_t position, int dims, double limit2, Found<float>* found) {
-  find_blocks(x, stride, classes, n, position, dims, static_cast<float>(limit2), found);
+                        int64_t first, const int64_t* pixels, int dims, double limit2,
+                        Found<float>* found) {
+  find_blocks(x, stride, classes, n, first, pixels, dims, static_cast<float>(limit2), found);
 }
 INSTEMBED_SIMD void cut(const double* x, int64_t stride, const int64_t* classes, int64_t n,
-                        int64_t position, int dims, double limit2, Found<double>* found) {
-  find_blocks(x, stride, classes, n, position, dims, limit2, found);
+                        int64_t first, const int64_t* pixels, int dims, double limit2,
+                        Found<double>* found) {
+  find_blocks(x, stride, classes, n, first, pixels, dims, limit2, found);
 }
 
 INSTEMBED_SIMD void summarize_block(const Block<float>& block, int dims, float* center,
@@ -253,8 +294,7 @@ bool coherent(const Source<T>& source, const ClassMap& classes, double limit2) {
 
 // Sorts blocks by class, otherwise in the order of the tasks that found them.
 template <class S>
-std::vector<BlockSet<S>> sort_by_class(const std::vector<Found<S>>& parts, int dims,
-                                       const int64_t* order) {
+std::vector<BlockSet<S>> sort_by_class(const std::vector<Found<S>>& parts, int dims) {
   std::vector<int64_t> classes;
   for (const Found<S>& part : parts) {
     for (const int64_t c : part.classes) {
@@ -282,7 +322,6 @@ std::vector<BlockSet<S>> sort_by_class(const std::vector<Found<S>>& parts, int d
   for (size_t s = 0; s < sets.size(); ++s) {
     sets[s].dims = dims;
     sets[s].label_class = classes[s];
-    sets[s].order = order;
     sets[s].blocks.reserve(sizes[s]);
     sets[s].balls.allocate(sizes[s], dims);
     sets[s].sums = Buffer<double>(sizes[s] * dims);
@@ -303,15 +342,174 @@ std::vector<BlockSet<S>> sort_by_class(const std::vector<Found<S>>& parts, int d
   return sets;
 }
 
+// core[i] is the core of point i of a leaf: 0, 1, ... the result - 1, or the result for points of
+// no core.
+template <class S>
+int find_cores(const std::vector<S>& planar, int64_t n, int dims, S limit2, std::vector<S>* squared,
+               std::vector<S>* origin, std::vector<int32_t>* core) {
+  constexpr int32_t kUndecided = -1, kMixed = -2;
+  core->assign(n, kUndecided);
+  int cores = 0, failures = 0;
+  int64_t leader = 0, undecided = n;
+  while (cores < kCores && failures < 2 && undecided >= kCoreSize) {
+    while ((*core)[leader] != kUndecided) ++leader;
+    for (int d = 0; d < dims; ++d) (*origin)[d] = planar[d * n + leader];
+    squared_distances(planar.data(), n, n, dims, origin->data(), squared->data());
+    int64_t near = 0;
+    for (int64_t i = leader; i < n; ++i) {
+      near += (*core)[i] == kUndecided && (*squared)[i] <= limit2 ? 1 : 0;
+    }
+    if (near < kCoreSize) {
+      (*core)[leader] = kMixed;
+      --undecided;
+      ++failures;
+      continue;
+    }
+    for (int64_t i = leader; i < n; ++i) {
+      if ((*core)[i] == kUndecided && (*squared)[i] <= limit2) (*core)[i] = cores;
+    }
+    undecided -= near;
+    failures = 0;
+    ++cores;
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    if ((*core)[i] < 0) (*core)[i] = cores;
+  }
+  return cores;
+}
+
+// Cuts the points of each leaf into blocks: cores of points near one of them, and what is left.
+// `ids` are rows, leaf by leaf; `pixel_of` gives the pixel of a row, null where that is its number.
+// One part for some leaves.
+template <class S>
+std::vector<Found<S>> cut_leaves(const Rows<S>& rows, const Leaves& leaves, const int64_t* ids,
+                                 const int64_t* pixel_of, int64_t label_class, double limit2,
+                                 Cloud<S>* cloud, int threads) {
+  const int dims = rows.dims;
+  const int64_t total = leaves.offsets.back(), count = leaves.size();
+  cloud->points.emplace_back(total * dims);
+  cloud->pixels.emplace_back(total);
+  S* const tiles = cloud->points.back().get();
+  int64_t* const pixels = cloud->pixels.back().get();
+  constexpr int64_t kGroup = 32;
+  std::vector<Found<S>> parts((count + kGroup - 1) / kGroup);
+  parallel_for(static_cast<int64_t>(parts.size()), threads, [&](int64_t part) {
+    std::vector<S> planar, squared, origin(dims);
+    std::vector<int32_t> core;
+    std::vector<int64_t> members;
+    for (int64_t leaf = part * kGroup; leaf < std::min(count, (part + 1) * kGroup); ++leaf) {
+      const int64_t from = leaves.offsets[leaf], n = leaves.offsets[leaf + 1] - from;
+      if (n == 0) continue;
+      planar.resize(n * dims);
+      squared.resize(n);
+      for (int64_t i = 0; i < n; ++i) {
+        const S* row = rows.data + ids[from + i] * rows.stride;
+        for (int d = 0; d < dims; ++d) planar[d * n + i] = row[d];
+      }
+      const int cores =
+          find_cores(planar, n, dims, static_cast<S>(limit2), &squared, &origin, &core);
+      int64_t at = from;
+      for (int k = 0; k <= cores; ++k) {  // the last is what is left
+        members.clear();
+        for (int64_t i = 0; i < n; ++i) {
+          if (core[i] == k) members.push_back(i);
+        }
+        const auto size = static_cast<int64_t>(members.size());
+        const int64_t most = k < cores ? kMaxBlock : kMixedBlock;
+        const int64_t blocks = (size + most - 1) / most;
+        for (int64_t b = 0; b < blocks; ++b) {
+          const int64_t begin = size * b / blocks, end = size * (b + 1) / blocks;
+          S* to = tiles + at * dims;
+          for (int64_t i = begin; i < end; ++i) {
+            const int64_t id = ids[from + members[i]];
+            pixels[at + i - begin] = pixel_of ? pixel_of[id] : id;
+            for (int d = 0; d < dims; ++d) {
+              to[d * (end - begin) + i - begin] = planar[d * n + members[i]];
+            }
+          }
+          const Block<S> block{to, end - begin, pixels[at], pixels + at,
+                               static_cast<int32_t>(end - begin)};
+          Found<S>& found = parts[part];
+          const size_t index = found.add(block, label_class, dims);
+          summarize_block(block, dims, &found.centers[index * dims], &found.radius[index],
+                          &found.sums[index * dims]);
+          at += end - begin;
+        }
+      }
+    }
+  });
+  return parts;
+}
+
+// What becomes of stray points: few stay blocks of their own, many are sorted into leaves of nearby
+// points.
+template <class S>
+void settle_stray(std::vector<Found<S>>* parts, int dims, double bandwidth, double limit2,
+                  Cloud<S>* cloud, int threads) {
+  struct Stray {
+    int64_t points = 0;
+    std::vector<S> rows;
+    std::vector<int64_t> pixels;
+  };
+  std::map<int64_t, Stray> by_class;
+  // Neighbours are mostly of one class: look it up when it changes.
+  auto for_each = [&](auto&& f) {
+    Stray* current = nullptr;
+    int64_t current_class = 0;
+    for (Found<S>& part : *parts) {
+      for (size_t k = 0; k < part.stray.size(); ++k) {
+        if (current == nullptr || part.stray_classes[k] != current_class) {
+          current_class = part.stray_classes[k];
+          current = &by_class[current_class];
+        }
+        f(part, k, *current);
+      }
+    }
+  };
+  for_each(
+      [](const Found<S>& part, size_t k, Stray& stray) { stray.points += part.stray[k].size; });
+  const Found<S>* reading = nullptr;
+  const S* row = nullptr;
+  for_each([&](Found<S>& part, size_t k, Stray& stray) {
+    if (reading != &part) {
+      reading = &part;
+      row = part.stray_rows.data();
+    }
+    const Block<S>& block = part.stray[k];
+    const S* const end = row + block.size * dims;
+    if (stray.points >= kManyStray) {
+      stray.rows.insert(stray.rows.end(), row, end);
+      for (int32_t i = 0; i < block.size; ++i) stray.pixels.push_back(block.pixel(i));
+    } else {
+      const size_t index = part.add(block, part.stray_classes[k], dims);
+      summarize_block(block, dims, &part.centers[index * dims], &part.radius[index],
+                      &part.sums[index * dims]);
+    }
+    row = end;
+  });
+  for (const auto& [label_class, stray] : by_class) {
+    if (stray.pixels.empty()) continue;
+    const Rows<S> rows{stray.rows.data(), dims, dims};
+    std::vector<int64_t> ids(stray.pixels.size());
+    std::iota(ids.begin(), ids.end(), int64_t{0});
+    Buffer<int64_t> order(static_cast<int64_t>(ids.size()));
+    const Leaves leaves = sort_into_leaves(rows, ids, bandwidth, kStrayLeaf, order.get(), threads);
+    for (Found<S>& part : cut_leaves(rows, leaves, order.get(), stray.pixels.data(), label_class,
+                                     limit2, cloud, threads)) {
+      parts->push_back(std::move(part));
+    }
+  }
+}
+
 template <class T, class S>
-Cloud<S> build_runs(const Source<T>& source, const ClassMap& classes, double limit2,
-                    int64_t* labels, int threads) {
+Cloud<S> build_runs(const Source<T>& source, const ClassMap& classes, double bandwidth,
+                    double limit2, int64_t* labels, int threads) {
   const bool in_place = std::is_same_v<T, S> && source.pixel_stride == 1;
   const int64_t chunks = (source.pixels + kChunk - 1) / kChunk;
   Cloud<S> cloud;
   if (!in_place) {
-    cloud.storage = Buffer<S>(source.pixels * source.dims);
-    cloud.orders.emplace_back(source.pixels);
+    cloud.points.emplace_back(source.pixels * source.dims);
+    cloud.pixels.emplace_back(source.pixels);
   }
   std::vector<Found<S>> parts(chunks);
   parallel_for(chunks, threads, [&](int64_t chunk) {
@@ -322,17 +520,18 @@ Cloud<S> build_runs(const Source<T>& source, const ClassMap& classes, double lim
     if (labels) std::fill(labels + from, labels + from + n, int64_t{0});
     if constexpr (std::is_same_v<T, S>) {
       if (in_place) {
-        cut(source.data + from, source.channel_stride, seen.data(), n, from, source.dims, limit2,
-            &parts[chunk]);
+        cut(source.data + from, source.channel_stride, seen.data(), n, from, nullptr, source.dims,
+            limit2, &parts[chunk]);
         return;
       }
     }
-    S* to = cloud.storage.get() + from * source.dims;
-    const int64_t kept =
-        gather_planar(source, from, n, seen.data(), to, cloud.orders[0].get() + from);
-    cut(to, kept, seen.data(), kept, from, source.dims, limit2, &parts[chunk]);
+    S* to = cloud.points[0].get() + from * source.dims;
+    int64_t* pixels = cloud.pixels[0].get() + from;
+    const int64_t kept = gather_planar(source, from, n, seen.data(), to, pixels);
+    cut(to, kept, seen.data(), kept, 0, pixels, source.dims, limit2, &parts[chunk]);
   });
-  cloud.sets = sort_by_class(parts, source.dims, in_place ? nullptr : cloud.orders[0].get());
+  settle_stray(&parts, source.dims, bandwidth, limit2, &cloud, threads);
+  cloud.sets = sort_by_class(parts, source.dims);
   return cloud;
 }
 
@@ -373,59 +572,20 @@ std::vector<ClassPixels> pixels_by_class(const std::vector<std::vector<int64_t>>
   return result;
 }
 
-// A set of blocks from the leaves of a tree.
-template <class S>
-BlockSet<S> blocks_of_leaves(const Rows<S>& rows, const Leaves& leaves, int64_t* order,
-                             Buffer<S>* tiles, int threads) {
-  BlockSet<S> set;
-  set.dims = rows.dims;
-  set.in_order = false;
-  set.order = order;
-  set.points = leaves.offsets.back();
-  *tiles = Buffer<S>(set.points * rows.dims);
-  for (size_t leaf = 0; leaf + 1 < leaves.offsets.size(); ++leaf) {
-    const int64_t from = leaves.offsets[leaf], n = leaves.offsets[leaf + 1] - from;
-    const int64_t most = leaves.most[leaf];
-    const int64_t parts = (n + most - 1) / most;
-    for (int64_t part = 0; part < parts; ++part) {
-      const int64_t first = from + n * part / parts, last = from + n * (part + 1) / parts;
-      set.blocks.push_back({tiles->get() + first * rows.dims, last - first, first,
-                            static_cast<int32_t>(last - first)});
-    }
-  }
-  set.balls.allocate(set.size(), rows.dims);
-  set.sums = Buffer<double>(set.size() * rows.dims);
-  constexpr int64_t kGroup = 64;
-  parallel_for((set.size() + kGroup - 1) / kGroup, threads, [&](int64_t group) {
-    std::vector<S> center(rows.dims);
-    for (int64_t b = group * kGroup; b < std::min(set.size(), (group + 1) * kGroup); ++b) {
-      const Block<S>& block = set.blocks[b];
-      S* to = tiles->get() + block.position * rows.dims;
-      for (int32_t i = 0; i < block.size; ++i) {
-        const S* row = rows.data + order[block.position + i] * rows.stride;
-        for (int d = 0; d < rows.dims; ++d) to[d * block.stride + i] = row[d];
-      }
-      summarize_block(block, rows.dims, center.data(), &set.balls.radius[b],
-                      set.sums.get() + b * rows.dims);
-      for (int d = 0; d < rows.dims; ++d) set.balls.centers[d * set.balls.row + b] = center[d];
-    }
-  });
-  return set;
-}
-
 template <class T, class S>
 Cloud<S> build_tree(const Source<T>& source, const ClassMap& classes, double bandwidth,
-                    int64_t* labels, int threads) {
+                    double limit2, int64_t* labels, int threads) {
   const bool in_place = std::is_same_v<T, S> && source.channel_stride == 1;
   const int64_t chunks = (source.pixels + kChunk - 1) / kChunk;
   Cloud<S> cloud;
+  Buffer<S> converted;
   Rows<S> rows{nullptr, source.dims, source.dims};
   if (in_place) {
     rows.data = reinterpret_cast<const S*>(source.data);
     rows.stride = source.pixel_stride;
   } else {
-    cloud.storage = Buffer<S>(source.pixels * source.dims);
-    rows.data = cloud.storage.get();
+    converted = Buffer<S>(source.pixels * source.dims);
+    rows.data = converted.get();
   }
   std::vector<std::vector<int64_t>> pixels(chunks), seen(chunks);
   parallel_for(chunks, threads, [&](int64_t chunk) {
@@ -440,7 +600,7 @@ Cloud<S> build_tree(const Source<T>& source, const ClassMap& classes, double ban
       if (seen[chunk][i] == 0) continue;
       const S* row = rows.data + (from + i) * rows.stride;
       if (!in_place) {
-        S* to = cloud.storage.get() + (from + i) * source.dims;
+        S* to = converted.get() + (from + i) * source.dims;
         const T* x = source.data + (from + i) * source.pixel_stride;
         for (int d = 0; d < source.dims; ++d) to[d] = static_cast<S>(x[d * source.channel_stride]);
       }
@@ -452,15 +612,17 @@ Cloud<S> build_tree(const Source<T>& source, const ClassMap& classes, double ban
     pixels[chunk].resize(kept);
     seen[chunk].resize(kept);
   });
-  for (ClassPixels& one : pixels_by_class(pixels, seen)) {
-    cloud.orders.emplace_back(static_cast<int64_t>(one.pixels.size()));
-    cloud.tiles.emplace_back();
-    const Leaves leaves = sort_into_leaves(rows, one.pixels, bandwidth, cloud.orders.back().get(),
-                                           threads);
-    cloud.sets.push_back(blocks_of_leaves(rows, leaves, cloud.orders.back().get(),
-                                          &cloud.tiles.back(), threads));
-    cloud.sets.back().label_class = one.label_class;
+  std::vector<Found<S>> parts;
+  for (const ClassPixels& one : pixels_by_class(pixels, seen)) {
+    Buffer<int64_t> order(static_cast<int64_t>(one.pixels.size()));
+    const Leaves leaves =
+        sort_into_leaves(rows, one.pixels, bandwidth, kLeaf, order.get(), threads);
+    for (Found<S>& part :
+         cut_leaves(rows, leaves, order.get(), nullptr, one.label_class, limit2, &cloud, threads)) {
+      parts.push_back(std::move(part));
+    }
   }
+  cloud.sets = sort_by_class(parts, source.dims);
   return cloud;
 }
 
@@ -475,14 +637,13 @@ Cloud<S> build_cloud(const Array& embeddings, const Batch& batch, int64_t b,
       throw std::logic_error("double points need double blocks");
     } else {
       const Source<T> source{embeddings.as<const T>() + batch.first(b), batch.channel_stride,
-                             batch.pixel_stride, batch.count(b),
-                             static_cast<int>(batch.channels)};
+                             batch.pixel_stride, batch.count(b), static_cast<int>(batch.channels)};
       if (source.pixels == 0) return {};
       const double limit = kCoherence * bandwidth;
       if (coherent(source, classes, limit * limit)) {
-        return build_runs<T, S>(source, classes, limit * limit, labels, threads);
+        return build_runs<T, S>(source, classes, bandwidth, limit * limit, labels, threads);
       }
-      return build_tree<T, S>(source, classes, bandwidth, labels, threads);
+      return build_tree<T, S>(source, classes, bandwidth, limit * limit, labels, threads);
     }
   });
 }

@@ -1,9 +1,10 @@
 // Points in blocks: a few hundred points that lie together, with their bounding ball and their sum.
 //
-// A mean-shift step asks which points lie in a ball. Blocks wholly inside it give their sum, blocks wholly outside
-// give nothing, and only those that straddle the border are looked into. In an image, a block is a run of neighbouring
-// pixels with similar embeddings: rough pixels at a border make small blocks of their own and leave the
-// interiors pure. Points in no useful order are sorted into the cells of a tree first.
+// A mean-shift step asks which points lie in a ball. Blocks wholly inside it give their sum, blocks
+// wholly outside give nothing, and only those that straddle the border are looked into. In an
+// image, a block is a run of neighbouring pixels with similar embeddings: rough pixels at a border
+// make small blocks of their own and leave the interiors pure. Points in no useful order are sorted
+// into the cells of a tree first.
 #pragma once
 
 #include <cstdint>
@@ -29,19 +30,22 @@ struct Buffer {
 
 template <class S>
 struct Block {
-  const S* x;        // channel d of point i is x[d * stride + i]
+  const S* x;  // channel d of point i is x[d * stride + i]
   int64_t stride;
-  int64_t position;  // of its first point; see BlockSet::pixel
+  int64_t first;          // pixel of its first point
+  const int64_t* pixels;  // of its points, ascending; null where they follow the first
   int32_t size;
+
+  int64_t pixel(int32_t i) const { return pixels ? pixels[i] : first + i; }
 };
 
 // Bounding balls, planar, for scans over many blocks.
 template <class S>
 struct Balls {
   int64_t count = 0;
-  int64_t row = 0;        // from one channel of the centres to the next
-  Buffer<S> centers;      // dims x row
-  Buffer<S> radius;       // of the points about the centre as stored, rounding included
+  int64_t row = 0;    // from one channel of the centres to the next
+  Buffer<S> centers;  // dims x row
+  Buffer<S> radius;   // of the points about the centre as stored, rounding included
 
   void allocate(int64_t blocks, int dims) {
     count = blocks;
@@ -57,23 +61,19 @@ struct BlockSet {
   int dims = 0;
   int64_t label_class = 0;
   int64_t points = 0;
-  bool in_order = true;            // blocks follow each other in pixel order
-  const int64_t* order = nullptr;  // position -> pixel; null where they are the same
   Balls<S> balls;
   std::vector<Block<S>> blocks;
   Buffer<double> sums;  // blocks x dims
 
   int64_t size() const { return static_cast<int64_t>(blocks.size()); }
-  int64_t pixel(int64_t position) const { return order ? order[position] : position; }
 };
 
 // One image: its sets in ascending order of class, and what they point into.
 template <class S>
 struct Cloud {
   std::vector<BlockSet<S>> sets;
-  Buffer<S> storage;
-  std::vector<Buffer<S>> tiles;
-  std::vector<Buffer<int64_t>> orders;
+  std::vector<Buffer<S>> points;
+  std::vector<Buffer<int64_t>> pixels;
 };
 
 // A view of one image's classes: 0 is background.
@@ -86,7 +86,7 @@ struct ClassMap {
 
 // Reads image b. Points that are not finite are left out. `labels`, if not null, gets zeros.
 template <class S>
-Cloud<S> build_cloud(const Array& embeddings, const Batch& batch, int64_t b, const ClassMap& classes,
-                     double bandwidth, int64_t* labels, int threads);
+Cloud<S> build_cloud(const Array& embeddings, const Batch& batch, int64_t b,
+                     const ClassMap& classes, double bandwidth, int64_t* labels, int threads);
 
 }  // namespace instembed::mean_shift

@@ -1,9 +1,11 @@
-// Mean-shift grouping on the CPU: images into blocks of points, blocks into clusters, clusters into labels.
+// Mean-shift grouping on the CPU: images into blocks of points, blocks into clusters, clusters into
+// labels.
 #include <algorithm>
 #include <cmath>
 
 #include "common/batch.h"
 #include "common/dtype.h"
+#include "common/memory.h"
 #include "common/parallel.h"
 #include "mean_shift/blocks.h"
 #include "mean_shift/formula.h"
@@ -14,14 +16,16 @@ namespace instembed::mean_shift {
 
 namespace {
 
-// Images below this many pixels are grouped side by side, larger ones one after the other by all threads.
+// Images below this many pixels are grouped side by side, larger ones one after the other by all
+// threads.
 constexpr int64_t kSmallImage = 1 << 16;
 
 template <class S>
 Instances group_image(const Array& embeddings, const Batch& batch, int64_t b,
                       const ClassMap& classes, const Options& options, int64_t* labels,
                       int threads) {
-  Cloud<S> cloud = build_cloud<S>(embeddings, batch, b, classes, options.bandwidth, labels, threads);
+  Cloud<S> cloud =
+      build_cloud<S>(embeddings, batch, b, classes, options.bandwidth, labels, threads);
   Instances result;
   for (BlockSet<S>& set : cloud.sets) {
     Ownership ownership(set);
@@ -89,8 +93,8 @@ void Result::copy(const Array& centers, const Array& counts, const Array& instan
   }
 }
 
-Result group(const Array& embeddings, const Array* mask, const Array* offsets, const Options& options,
-             const Array& labels, int threads) {
+Result group(const Array& embeddings, const Array* mask, const Array* offsets,
+             const Options& options, const Array& labels, int threads) {
   expect(std::isfinite(options.bandwidth) && options.bandwidth > 0,
          "bandwidth: expected a positive number");
   const Batch batch = Batch::of_embeddings(embeddings, offsets);
@@ -102,13 +106,15 @@ Result group(const Array& embeddings, const Array* mask, const Array* offsets, c
     expect(mask->ndim == 2 && mask->shape[0] == rows && mask->shape[1] == batch.pixels,
            "mask: expected the embeddings' shape without channels");
   }
+  prefer_huge_pages(labels.data, labels.size() * sizeof(int64_t));
   const bool exact = embeddings.dtype == DType::f64 || !fits_float(options.bandwidth);
   Result result;
   result.channels = batch.channels;
   result.images.resize(batch.images);
   int64_t most = 0;
   for (int64_t b = 0; b < batch.images; ++b) most = std::max(most, batch.count(b));
-  const bool side_by_side = batch.images > 1 && (most <= kSmallImage || batch.images >= 4 * threads);
+  const bool side_by_side =
+      batch.images > 1 && (most <= kSmallImage || batch.images >= 4 * threads);
   parallel_for(batch.images, side_by_side ? threads : 1, [&](int64_t b) {
     ClassMap classes{mask, 0, 1};
     if (mask) {
@@ -117,8 +123,9 @@ Result group(const Array& embeddings, const Array* mask, const Array* offsets, c
     }
     int64_t* to = labels.as<int64_t>() + (offsets ? batch.offsets[b] : b * batch.pixels);
     const int inner = side_by_side ? 1 : threads;
-    result.images[b] = exact ? group_image<double>(embeddings, batch, b, classes, options, to, inner)
-                             : group_image<float>(embeddings, batch, b, classes, options, to, inner);
+    result.images[b] = exact
+                           ? group_image<double>(embeddings, batch, b, classes, options, to, inner)
+                           : group_image<float>(embeddings, batch, b, classes, options, to, inner);
   });
   return result;
 }

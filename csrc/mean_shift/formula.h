@@ -1,7 +1,8 @@
 // What decides membership. Kernels for every device share these few lines.
 //
-// A point is a member of the ball around `center` if the squared distance, computed in double with the channels
-// added in order, is at most the squared bandwidth. Cheaper tests are used where they provably agree.
+// A point is a member of the ball around `center` if the squared distance, computed in double with
+// the channels added in order, is at most the squared bandwidth. Cheaper tests are used where they
+// provably agree.
 #pragma once
 
 #include <cmath>
@@ -27,8 +28,9 @@ INSTEMBED_HOST_DEVICE inline double squared_distance(const S* point, int64_t str
   return total;
 }
 
-// Relative bound on the error of a distance (not squared) computed in S: each difference, square and sum rounds
-// once, which costs less than (dims + 2) / 2 units; the rest covers rounding of the thresholds themselves.
+// Relative bound on the error of a distance (not squared) computed in S: each difference, square
+// and sum rounds once, which costs less than (dims + 2) / 2 units; the rest covers rounding of the
+// thresholds themselves.
 template <class S>
 INSTEMBED_HOST_DEVICE inline double distance_error(int dims) {
   return (dims + 8) * static_cast<double>(std::numeric_limits<S>::epsilon());

@@ -25,15 +25,16 @@ template <class S>
 Clusters peel(BlockSet<S>* set, const Options& options, Ownership* ownership, int threads);
 
 template <class S>
-Clusters all_points(const BlockSet<S>& set, const Options& options, Ownership* ownership, int threads);
+Clusters all_points(const BlockSet<S>& set, const Options& options, Ownership* ownership,
+                    int threads);
 
 // Finds the nearest of some centres for the points of a block, exactly; ties go to the first.
 class NearestCenters {
  public:
   NearestCenters(const std::vector<double>& centers, int dims);
 
-  // owners[i] = 1 + the nearest centre, or 0 if that is farther than `limit`. Returns true if all points have the
-  // same owner; then only owners[0] is written. `scratch` is the caller's.
+  // owners[i] = 1 + the nearest centre, or 0 if that is farther than `limit`. Returns true if all
+  // points have the same owner; then only owners[0] is written. `scratch` is the caller's.
   template <class S>
   bool block(const BlockSet<S>& set, int64_t b, double limit, int32_t* owners,
              std::vector<double>* scratch) const;
@@ -46,8 +47,9 @@ class NearestCenters {
   std::vector<double> rows_, planar_;
 };
 
-// Writes labels: label_of_owner[owner], or for leftovers (0) that of the nearest centre, if `nearest` is given:
-// 1 + base + its index. counts[label - 1] is raised by the number of points that get a label.
+// Writes labels: label_of_owner[owner], or for leftovers (0) that of the nearest centre, if
+// `nearest` is given: 1 + base + its index. counts[label - 1] is raised by the number of points
+// that get a label.
 template <class S>
 void write_labels(const BlockSet<S>& set, const Ownership& ownership,
                   const std::vector<int64_t>& label_of_owner, const NearestCenters* nearest,

@@ -7,7 +7,9 @@
 namespace instembed::mean_shift {
 
 NearestCenters::NearestCenters(const std::vector<double>& centers, int dims)
-    : dims_(dims), count_(static_cast<int64_t>(centers.size()) / dims), rows_(centers),
+    : dims_(dims),
+      count_(static_cast<int64_t>(centers.size()) / dims),
+      rows_(centers),
       planar_(centers.size()) {
   for (int64_t k = 0; k < count_; ++k) {
     for (int d = 0; d < dims; ++d) planar_[d * count_ + k] = centers[k * dims + d];
@@ -97,8 +99,8 @@ void write_labels(const BlockSet<S>& set, const Ownership& ownership,
         }
       }
       if (leftovers && nearest != nullptr && nearest->size() > 0) {
-        const bool one = nearest->block(set, b, std::numeric_limits<double>::infinity(), near,
-                                        &scratch);
+        const bool one =
+            nearest->block(set, b, std::numeric_limits<double>::infinity(), near, &scratch);
         if (same && !one) std::fill(point_labels, point_labels + block.size, int64_t{0});
         same = same && one;
         for (int32_t i = 0; i < (same ? 1 : block.size); ++i) {
@@ -107,16 +109,14 @@ void write_labels(const BlockSet<S>& set, const Ownership& ownership,
       }
       if (same) {
         if (point_labels[0] > 0) found[point_labels[0] - 1] += block.size;
-        if (set.order == nullptr) {
-          std::fill_n(labels + block.position, block.size, point_labels[0]);
+        if (block.pixels == nullptr) {
+          std::fill_n(labels + block.first, block.size, point_labels[0]);
         } else {
-          for (int32_t i = 0; i < block.size; ++i) {
-            labels[set.order[block.position + i]] = point_labels[0];
-          }
+          for (int32_t i = 0; i < block.size; ++i) labels[block.pixels[i]] = point_labels[0];
         }
       } else {
         for (int32_t i = 0; i < block.size; ++i) {
-          labels[set.pixel(block.position + i)] = point_labels[i];
+          labels[block.pixel(i)] = point_labels[i];
           if (point_labels[i] > 0) ++found[point_labels[i] - 1];
         }
       }

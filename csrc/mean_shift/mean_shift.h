@@ -35,15 +35,17 @@ struct Result {
 
   int64_t largest() const;  // number of instances in one image
 
-  // centers (B, capacity, D) of float32 or float64, counts (B, capacity), instances (B,), iterations (B,).
-  // Needs capacity >= largest(); what lies beyond an image's instances becomes zero.
+  // centers (B, capacity, D) of float32 or float64, counts (B, capacity), instances (B,),
+  // iterations (B,). Needs capacity >= largest(); what lies beyond an image's instances becomes
+  // zero.
   void copy(const Array& centers, const Array& counts, const Array& instances,
             const Array& iterations) const;
 };
 
-// embeddings (B, D, N), or (1, D, N) with offsets (B + 1,); mask (B, N) or (1, N) of an integer type, 0 where
-// there is background, or null; labels (B, N) or (1, N) of int64, contiguous, written.
-Result group(const Array& embeddings, const Array* mask, const Array* offsets, const Options& options,
-             const Array& labels, int threads);
+// embeddings (B, D, N), or (1, D, N) with offsets (B + 1,); mask (B, N) or (1, N) of an integer
+// type, 0 where there is background, or null; labels (B, N) or (1, N) of int64, contiguous,
+// written.
+Result group(const Array& embeddings, const Array* mask, const Array* offsets,
+             const Options& options, const Array& labels, int threads);
 
 }  // namespace instembed::mean_shift

@@ -1,9 +1,13 @@
-// Peeling: a mean shift from the first point that nobody owns, which then owns all within the bandwidth; repeat.
+// Peeling: a mean shift from the first point that nobody owns, which then owns all within the
+// bandwidth; repeat.
 //
-// A trajectory moves little after its first step, so it looks only at the blocks near its start and collects anew
-// when it has moved too far for them. What is owned leaves the scans.
+// A trajectory moves little after its first step, so it looks only at the blocks near its start and
+// collects anew when it has moved too far for them. What is owned leaves the scans.
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <queue>
+#include <utility>
 
 #include "common/parallel.h"
 #include "common/simd.h"
@@ -16,8 +20,9 @@ namespace {
 // Sums are combined by chunks of so many blocks: part of the definition of the result's last bits.
 constexpr int64_t kScanChunk = 512;
 
-// Below so many numbers to read, threads cost more than they save.
-constexpr int64_t kParallelWork = 1 << 16;
+// Below so many numbers to read, threads cost more than they save: a barrier is dear where cores
+// are busy.
+constexpr int64_t kParallelWork = 1 << 20;
 
 // How far, in bandwidths, a trajectory may move from where its blocks were collected.
 constexpr double kSlack = 0.5;
@@ -26,20 +31,30 @@ template <class S>
 class Peeler {
  public:
   Peeler(BlockSet<S>* set, const Options& options, Ownership* ownership, int threads)
-      : set_(*set), options_(options), own_(*ownership), threads_(threads),
-        ball_(set->dims, options.bandwidth), total_(set->dims), parts_() {
+      : set_(*set),
+        options_(options),
+        own_(*ownership),
+        threads_(threads),
+        ball_(set->dims, options.bandwidth),
+        total_(set->dims),
+        parts_() {
     first_alive_.resize(set_.size());
     all_.ids.resize(set_.size());
     for (int64_t b = 0; b < set_.size(); ++b) {
-      first_alive_[b] = set_.pixel(set_.blocks[b].position);
+      first_alive_[b] = set_.blocks[b].first;
       all_.ids[b] = static_cast<int32_t>(b);
     }
-    // The blocks' own centres serve until enough are gone to make a smaller copy worth it; the labels need
-    // the originals later, hence a copy from the start.
+    // The blocks' own centres serve until enough are gone to make a smaller copy worth it; the
+    // labels need the originals later, hence a copy from the start.
     std::vector<int32_t> entries(all_.ids);
     make_front<S>(set_.balls, nullptr, set_.dims, entries, &all_);
     entry_of_.resize(set_.size());
     for (int64_t b = 0; b < set_.size(); ++b) entry_of_[b] = static_cast<int32_t>(b);
+    in_order_.resize(set_.size());
+    for (int64_t b = 0; b < set_.size(); ++b) {
+      in_order_[b] = {first_alive_[b], static_cast<int32_t>(b)};
+    }
+    std::sort(in_order_.begin(), in_order_.end());
     remaining_ = set_.size();
   }
 
@@ -54,7 +69,7 @@ class Peeler {
       climb(seed.data());
       const auto owner = static_cast<int32_t>(clusters_.size() + 1);
       int64_t claimed = claim(owner);
-      clusters_.kept.push_back(claimed >= std::max<int64_t>(options_.min_size, 1));
+      clusters_.kept.push_back(claimed > 0 && claimed >= options_.min_size);
       if (claimed == 0) {  // rounding or overflow put the centre out of reach of every point
         own_point(b, point, owner);
         claimed = 1;
@@ -67,20 +82,22 @@ class Peeler {
   }
 
  private:
-  // The block that holds the unowned point of the lowest index, or -1.
+  using Entry = std::pair<int64_t, int32_t>;  // first unowned pixel, block
+
+  bool current(const Entry& entry) const {
+    return own_.alive[entry.second] != 0 && first_alive_[entry.second] == entry.first;
+  }
+
+  // The block that holds the unowned point of the lowest index, or -1. Most blocks have one owner
+  // and are passed once; those that lost their first points wait in the queue, maybe with entries
+  // that are out of date.
   int64_t next_block() {
-    if (set_.in_order) {
-      while (cursor_ < set_.size() && own_.alive[cursor_] == 0) ++cursor_;
-      return cursor_ < set_.size() ? cursor_ : -1;
-    }
-    int64_t best = -1, lowest = std::numeric_limits<int64_t>::max();
-    for (const int32_t b : all_.ids) {
-      if (own_.alive[b] != 0 && first_alive_[b] < lowest) {
-        lowest = first_alive_[b];
-        best = b;
-      }
-    }
-    return best;
+    while (!shared_.empty() && !current(shared_.top())) shared_.pop();
+    while (cursor_ < in_order_.size() && !current(in_order_[cursor_])) ++cursor_;
+    const bool whole = cursor_ < in_order_.size();
+    if (shared_.empty()) return whole ? in_order_[cursor_].second : -1;
+    return whole && in_order_[cursor_] < shared_.top() ? in_order_[cursor_].second
+                                                       : shared_.top().second;
   }
 
   int32_t first_alive_point(int64_t b) const {
@@ -90,7 +107,8 @@ class Peeler {
     return i;
   }
 
-  // Moves the ball to the mode above `seed`. near_ ends up covering every block that the ball touches.
+  // Moves the ball to the mode above `seed`. near_ ends up covering every block that the ball
+  // touches.
   void climb(const double* seed) {
     std::vector<double> mean(set_.dims);
     ball_.move_to(seed);
@@ -118,7 +136,8 @@ class Peeler {
     return std::sqrt(total);
   }
 
-  // Restricts scans to the blocks that the ball can touch while it is within kSlack of where it is now.
+  // Restricts scans to the blocks that the ball can touch while it is within kSlack of where it is
+  // now.
   void collect() {
     origin_ = ball_.center;
     found_.clear();
@@ -220,14 +239,15 @@ class Peeler {
     }
     own_.alive[b] = alive;
     if (alive == 0) return retire(b);
-    first_alive_[b] = set_.pixel(block.position + first);
-    for (int d = 0; d < set_.dims; ++d) {
-      double sum = 0;
-      for (int32_t i = first; i < block.size; ++i) {
-        if (owners[i] == 0) sum += static_cast<double>(block.x[d * block.stride + i]);
-      }
-      set_.sums[b * set_.dims + d] = sum;
+    if (first_alive_[b] != block.pixel(first)) {
+      first_alive_[b] = block.pixel(first);
+      shared_.push({first_alive_[b], static_cast<int32_t>(b)});
     }
+    mask_t<S> rest[kMaxBlock];
+    for (int32_t i = 0; i < block.size; ++i) rest[i] = owners[i] == 0 ? -1 : 0;
+    double* sum = set_.sums.get() + b * set_.dims;
+    std::fill_n(sum, set_.dims, 0.0);
+    add_points(block, set_.dims, rest, sum);
   }
 
   // Moves a block out of every scan's reach.
@@ -264,7 +284,9 @@ class Peeler {
   std::vector<double> origin_;
   std::vector<S> squared_;
   int64_t near_points_ = 0;
-  int64_t cursor_ = 0;
+  std::vector<Entry> in_order_;
+  size_t cursor_ = 0;
+  std::priority_queue<Entry, std::vector<Entry>, std::greater<Entry>> shared_;
   int64_t remaining_ = 0;
 };
 

@@ -113,17 +113,19 @@ INSTEMBED_INLINE int members(const Block<S>& block, const int32_t* owners, const
   const int n = block.size;
   const int dims = ball.dims();
   distances(block.x, block.stride, n, dims, ball.rounded.data(), squared);
-  int inside = 0, uncertain = 0;
+  mask_t<S> possible = 0;
+  for (int i = 0; i < n; ++i) possible -= squared[i] <= ball.outer2 ? -1 : 0;
+  if (possible == 0) return 0;
+  int inside = 0;
   for (int i = 0; i < n; ++i) {
-    const mask_t<S> in = squared[i] <= ball.inner2 ? -1 : 0;
-    mask[i] = in;
-    inside -= static_cast<int>(in);
-    uncertain += squared[i] <= ball.outer2 ? 1 : 0;
+    mask[i] = squared[i] <= ball.inner2 ? -1 : 0;
+    inside -= static_cast<int>(mask[i]);
   }
-  if (uncertain != inside) {
+  if (possible != inside) {
     for (int i = 0; i < n; ++i) {
       if (mask[i] || !(squared[i] <= ball.outer2)) continue;
-      if (squared_distance(block.x + i, block.stride, ball.center.data(), dims) <= ball.bandwidth2) {
+      if (squared_distance(block.x + i, block.stride, ball.center.data(), dims) <=
+          ball.bandwidth2) {
         mask[i] = -1;
         ++inside;
       }
@@ -169,10 +171,27 @@ INSTEMBED_INLINE void add_block(const BlockSet<S>& set, int64_t b, const Ball<S>
   const int inside = members(block, owners, ball, mask);
   if (inside == 0) return;
   to->count += inside;
-  add_masked(block, set.dims, mask, to->sum.data());
+  if (8 * inside < block.size) {
+    for (int i = 0; i < block.size; ++i) {
+      if (!mask[i]) continue;
+      for (int d = 0; d < set.dims; ++d) {
+        to->sum[d] += static_cast<double>(block.x[d * block.stride + i]);
+      }
+    }
+  } else {
+    add_masked(block, set.dims, mask, to->sum.data());
+  }
   if (!scan.keys) return;
   for (int i = 0; i < block.size; ++i) {
-    to->key += mask[i] ? point_key(block.position + i) : 0;
+    to->key += mask[i] ? point_key(block.pixel(i)) : 0;
+  }
+}
+
+template <class S>
+INSTEMBED_INLINE void prefetch(const Block<S>& block, int dims) {
+  for (int d = 0; d < dims; ++d) {
+    const S* x = block.x + d * block.stride;
+    for (int i = 0; i < block.size; i += kLanes<S>) __builtin_prefetch(x + i);
   }
 }
 
@@ -183,9 +202,11 @@ INSTEMBED_INLINE void add_range(const BlockSet<S>& set, const Balls<S>& balls, c
                                 int64_t begin, int64_t end, const Ball<S>& ball, const Scan& scan,
                                 Moments* to) {
   S squared[kStrip];
+  int32_t straddling[kStrip];
   const int dims = set.dims;
   for (int64_t from = begin; from < end; from += kStrip) {
     const int64_t n = std::min(kStrip, end - from);
+    int count = 0;
     distances(balls.centers.get() + from, balls.row, n, dims, ball.rounded.data(), squared);
     for (int64_t i = 0; i < n; ++i) {
       const S radius = balls.radius[from + i];
@@ -201,8 +222,15 @@ INSTEMBED_INLINE void add_range(const BlockSet<S>& set, const Balls<S>& balls, c
         to->count += alive;
         if (scan.keys) to->key += scan.block_keys[b];
       } else {
-        add_block(set, b, ball, scan, to);
+        straddling[count++] = static_cast<int32_t>(b);
       }
+    }
+    // Points in an image lie in as many places as they have channels: fetch them while the last
+    // block is tested.
+    for (int k = 0; k < count; ++k) {
+      if (k == 0) prefetch(set.blocks[straddling[0]], dims);
+      if (k + 1 < count) prefetch(set.blocks[straddling[k + 1]], dims);
+      add_block(set, straddling[k], ball, scan, to);
     }
   }
 }
@@ -259,6 +287,14 @@ INSTEMBED_SIMD int block_members(const Block<float>& block, const int32_t* owner
 INSTEMBED_SIMD int block_members(const Block<double>& block, const int32_t* owners,
                                  const Ball<double>& ball, int64_t* mask) {
   return members(block, owners, ball, mask);
+}
+INSTEMBED_SIMD void add_points(const Block<float>& block, int dims, const int32_t* mask,
+                               double* sum) {
+  add_masked(block, dims, mask, sum);
+}
+INSTEMBED_SIMD void add_points(const Block<double>& block, int dims, const int64_t* mask,
+                               double* sum) {
+  add_masked(block, dims, mask, sum);
 }
 INSTEMBED_SIMD void add_members(const BlockSet<float>& set, const Balls<float>& balls,
                                 const int32_t* ids, int64_t begin, int64_t end,

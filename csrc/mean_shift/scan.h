@@ -25,8 +25,8 @@ struct Ball {
   void move_to(const double* c);
 };
 
-// The members of a ball: their number, their sum, and a 64-bit sum of one random key a member, by which equal
-// sets are recognised whatever order they were found in.
+// The members of a ball: their number, their sum, and a 64-bit sum of one random key a member, by
+// which equal sets are recognised whatever order they were found in.
 struct Moments {
   std::vector<double> sum;
   int64_t count = 0;
@@ -62,8 +62,10 @@ struct Ownership {
 };
 
 // out[i] = squared distance of centre i, planar, from c, in S.
-void squared_distances(const float* x, int64_t row, int64_t n, int dims, const float* c, float* out);
-void squared_distances(const double* x, int64_t row, int64_t n, int dims, const double* c, double* out);
+void squared_distances(const float* x, int64_t row, int64_t n, int dims, const float* c,
+                       float* out);
+void squared_distances(const double* x, int64_t row, int64_t n, int dims, const double* c,
+                       double* out);
 
 // The same for the points of a block, in double whatever S.
 void exact_distances(const Block<float>& block, int dims, const double* c, double* out);
@@ -75,6 +77,10 @@ int block_members(const Block<float>& block, const int32_t* owners, const Ball<f
 int block_members(const Block<double>& block, const int32_t* owners, const Ball<double>& ball,
                   int64_t* mask);
 
+// Adds the masked points of a block, lanes combined in a fixed order.
+void add_points(const Block<float>& block, int dims, const int32_t* mask, double* sum);
+void add_points(const Block<double>& block, int dims, const int64_t* mask, double* sum);
+
 template <class S>
 using mask_t = std::conditional_t<sizeof(S) == 4, int32_t, int64_t>;
 
@@ -85,9 +91,11 @@ struct Scan {
   const uint64_t* block_keys = nullptr;
 };
 void add_members(const BlockSet<float>& set, const Balls<float>& balls, const int32_t* ids,
-                 int64_t begin, int64_t end, const Ball<float>& ball, const Scan& scan, Moments* to);
+                 int64_t begin, int64_t end, const Ball<float>& ball, const Scan& scan,
+                 Moments* to);
 void add_members(const BlockSet<double>& set, const Balls<double>& balls, const int32_t* ids,
-                 int64_t begin, int64_t end, const Ball<double>& ball, const Scan& scan, Moments* to);
+                 int64_t begin, int64_t end, const Ball<double>& ball, const Scan& scan,
+                 Moments* to);
 
 // Appends the entries in [begin, end) whose balls come within `slack` of the ball.
 void find_near(const Balls<float>& balls, int64_t begin, int64_t end, const Ball<float>& ball,
@@ -100,9 +108,9 @@ template <class S>
 void make_front(const Balls<S>& balls, const int32_t* ids, int dims,
                 const std::vector<int32_t>& entries, Front<S>* front);
 
-// A random key for the point at `position` (the finaliser of splitmix64).
-inline uint64_t point_key(int64_t position) {
-  uint64_t z = (static_cast<uint64_t>(position) + 1) * 0x9e3779b97f4a7c15u;
+// A random key for a point (the finaliser of splitmix64).
+inline uint64_t point_key(int64_t pixel) {
+  uint64_t z = (static_cast<uint64_t>(pixel) + 1) * 0x9e3779b97f4a7c15u;
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
   return z ^ (z >> 31);

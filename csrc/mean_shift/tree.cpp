@@ -7,14 +7,12 @@
 
 #include "common/parallel.h"
 #include "common/simd.h"
-#include "mean_shift/blocks.h"
 
 namespace instembed::mean_shift {
 
 namespace {
 
-constexpr int64_t kLeaf = 64;        // points a leaf, about
-constexpr int64_t kSample = 16384;   // points to grow the tree on, at most
+constexpr int64_t kSample = 16384;  // points to grow the tree on, at most
 constexpr int kMaxDepth = 32;
 constexpr int64_t kRouteChunk = 4096;
 
@@ -23,7 +21,7 @@ template <class S>
 struct Tree {
   std::vector<int32_t> channel, child, leaf;
   std::vector<S> threshold;
-  std::vector<int32_t> most;  // by leaf
+  int32_t leaves = 0;
   int depth = 0;
 
   int32_t add() {
@@ -39,14 +37,14 @@ struct Tree {
 template <class S>
 class Grower {
  public:
-  Grower(const Rows<S>& rows, const std::vector<int64_t>& pixels, double bandwidth)
+  Grower(const Rows<S>& rows, const std::vector<int64_t>& ids, double bandwidth, int64_t leaf)
       : dims_(rows.dims), tight_(bandwidth / 3) {
-    const auto n = static_cast<int64_t>(pixels.size());
-    const int64_t sample = std::min(n, std::max<int64_t>(2048, std::min(kSample, n / 8)));
-    leaf_ = std::max<int64_t>(2, kLeaf * sample / n);
+    const auto n = static_cast<int64_t>(ids.size());
+    const int64_t sample = std::min(n, std::max<int64_t>(2048, std::min(kSample, 4 * n / leaf)));
+    leaf_ = std::max<int64_t>(2, leaf * sample / n);
     data_.resize(sample * dims_);
     for (int64_t i = 0; i < sample; ++i) {
-      const S* row = rows.data + pixels[n * i / sample] * rows.stride;
+      const S* row = rows.data + ids[n * i / sample] * rows.stride;
       std::copy(row, row + dims_, data_.begin() + i * dims_);
     }
     index_.resize(sample);
@@ -60,10 +58,7 @@ class Grower {
   Tree<S> take() { return std::move(tree_); }
 
  private:
-  void make_leaf(int32_t node, bool tight) {
-    tree_.leaf[node] = static_cast<int32_t>(tree_.most.size());
-    tree_.most.push_back(tight ? kMaxBlock : static_cast<int32_t>(kLeaf));
-  }
+  void make_leaf(int32_t node) { tree_.leaf[node] = tree_.leaves++; }
 
   void moments(int64_t begin, int64_t end) {
     std::fill(mean_.begin(), mean_.end(), 0.0);
@@ -88,13 +83,13 @@ class Grower {
   // Splits at the mean of the channel that varies most: between clusters rather than through them.
   void grow(int32_t node, int64_t begin, int64_t end, int depth) {
     tree_.depth = std::max(tree_.depth, depth);
-    if (end - begin < 2) return make_leaf(node, false);
+    if (end - begin < 2) return make_leaf(node);
     moments(begin, end);
     double variance = 0;
     for (int d = 0; d < dims_; ++d) variance += square_[d];
     const bool tight = variance <= tight_ * tight_;
     if (tight || end - begin <= leaf_ || depth == kMaxDepth || !std::isfinite(variance)) {
-      return make_leaf(node, tight);
+      return make_leaf(node);
     }
     const auto channel =
         static_cast<int32_t>(std::max_element(square_.begin(), square_.end()) - square_.begin());
@@ -103,7 +98,7 @@ class Grower {
         std::partition(index_.begin() + begin, index_.begin() + end,
                        [&](int64_t i) { return !(data_[i * dims_ + channel] > threshold); }) -
         index_.begin();
-    if (middle == begin || middle == end) return make_leaf(node, false);
+    if (middle == begin || middle == end) return make_leaf(node);
     const int32_t low = tree_.add();
     tree_.add();
     tree_.channel[node] = channel;
@@ -124,19 +119,20 @@ class Grower {
 
 // Sixteen points descend side by side: their loads do not wait for each other.
 template <class S>
-void route(const Tree<S>& tree, const Rows<S>& rows, const int64_t* pixels, int64_t n,
+void route(const Tree<S>& tree, const Rows<S>& rows, const int64_t* ids, int64_t n,
            int32_t* leaves) {
   constexpr int kWidth = 16;
   for (int64_t from = 0; from < n; from += kWidth) {
     const int width = static_cast<int>(std::min<int64_t>(kWidth, n - from));
     int32_t node[kWidth] = {};
     const S* row[kWidth];
-    for (int k = 0; k < width; ++k) row[k] = rows.data + pixels[from + k] * rows.stride;
+    for (int k = 0; k < width; ++k) row[k] = rows.data + ids[from + k] * rows.stride;
     for (int level = 0; level < tree.depth; ++level) {
       int32_t moved = 0;
       for (int k = 0; k < width; ++k) {
         const int32_t at = node[k];
-        const int32_t next = tree.child[at] + (row[k][tree.channel[at]] > tree.threshold[at] ? 1 : 0);
+        const int32_t next =
+            tree.child[at] + (row[k][tree.channel[at]] > tree.threshold[at] ? 1 : 0);
         moved |= next ^ at;
         node[k] = next;
       }
@@ -149,15 +145,15 @@ void route(const Tree<S>& tree, const Rows<S>& rows, const int64_t* pixels, int6
 }  // namespace
 
 template <class S>
-Leaves sort_into_leaves(const Rows<S>& rows, const std::vector<int64_t>& pixels, double bandwidth,
-                        int64_t* order, int threads) {
-  const auto n = static_cast<int64_t>(pixels.size());
-  const Tree<S> tree = Grower<S>(rows, pixels, bandwidth).take();
-  const auto leaves = static_cast<int64_t>(tree.most.size());
+Leaves sort_into_leaves(const Rows<S>& rows, const std::vector<int64_t>& ids, double bandwidth,
+                        int64_t leaf_points, int64_t* order, int threads) {
+  const auto n = static_cast<int64_t>(ids.size());
+  const Tree<S> tree = Grower<S>(rows, ids, bandwidth, leaf_points).take();
+  const auto leaves = static_cast<int64_t>(tree.leaves);
   std::vector<int32_t> leaf(n);
   parallel_for((n + kRouteChunk - 1) / kRouteChunk, threads, [&](int64_t chunk) {
     const int64_t from = chunk * kRouteChunk;
-    route(tree, rows, pixels.data() + from, std::min(kRouteChunk, n - from), leaf.data() + from);
+    route(tree, rows, ids.data() + from, std::min(kRouteChunk, n - from), leaf.data() + from);
   });
   // A counting sort in parallel: few parts, since each counts all leaves.
   const int64_t parts = std::clamp<int64_t>(n / 16384, 1, 16);
@@ -168,7 +164,6 @@ Leaves sort_into_leaves(const Rows<S>& rows, const std::vector<int64_t>& pixels,
     for (int64_t i = part_begin(part); i < part_begin(part + 1); ++i) ++counts[leaf[i]];
   });
   Leaves result;
-  result.most = tree.most;
   result.offsets.assign(leaves + 1, 0);
   int64_t total = 0;
   for (int64_t l = 0; l < leaves; ++l) {
@@ -182,12 +177,14 @@ Leaves sort_into_leaves(const Rows<S>& rows, const std::vector<int64_t>& pixels,
   result.offsets[leaves] = total;
   parallel_for(parts, threads, [&](int64_t part) {
     int64_t* to = starts.data() + part * leaves;
-    for (int64_t i = part_begin(part); i < part_begin(part + 1); ++i) order[to[leaf[i]]++] = pixels[i];
+    for (int64_t i = part_begin(part); i < part_begin(part + 1); ++i) order[to[leaf[i]]++] = ids[i];
   });
   return result;
 }
 
-template Leaves sort_into_leaves(const Rows<float>&, const std::vector<int64_t>&, double, int64_t*, int);
-template Leaves sort_into_leaves(const Rows<double>&, const std::vector<int64_t>&, double, int64_t*, int);
+template Leaves sort_into_leaves(const Rows<float>&, const std::vector<int64_t>&, double, int64_t,
+                                 int64_t*, int);
+template Leaves sort_into_leaves(const Rows<double>&, const std::vector<int64_t>&, double, int64_t,
+                                 int64_t*, int);
 
 }  // namespace instembed::mean_shift

@@ -1,4 +1,5 @@
-// Points in no useful order, sorted into the cells of a tree so that neighbours in memory are neighbours in space.
+// Points in no useful order, sorted into the cells of a tree so that neighbours in memory are
+// neighbours in space.
 #pragma once
 
 #include <cstdint>
@@ -16,13 +17,13 @@ struct Rows {
 
 struct Leaves {
   std::vector<int64_t> offsets;  // of each leaf in the order; leaves + 1 elements
-  std::vector<int32_t> most;     // points a block should hold at most
+  int64_t size() const { return static_cast<int64_t>(offsets.size()) - 1; }
 };
 
-// Writes `pixels` to `order` leaf by leaf, ascending within a leaf. The tree is grown on a fixed sample, so the
-// result depends on the points alone.
+// Writes `ids`, which are rows, to `order` leaf by leaf, ascending within a leaf of about `leaf`
+// points. The tree is grown on a fixed sample, so the result depends on the points alone.
 template <class S>
-Leaves sort_into_leaves(const Rows<S>& rows, const std::vector<int64_t>& pixels, double bandwidth,
-                        int64_t* order, int threads);
+Leaves sort_into_leaves(const Rows<S>& rows, const std::vector<int64_t>& ids, double bandwidth,
+                        int64_t leaf, int64_t* order, int threads);
 
 }  // namespace instembed::mean_shift

@@ -1,4 +1,5 @@
-// Turns a torch tensor or a numpy array into an Array, without torch or numpy headers: through DLPack.
+// Turns a torch tensor or a numpy array into an Array, without torch or numpy headers: through
+// DLPack.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -15,25 +16,40 @@ namespace py = pybind11;
 
 inline DType dtype_of(dlpack::DataType type) {
   const auto unsupported = [&] {
-    throw py::type_error("unsupported element type: DLPack code " + std::to_string(type.code) + ", " +
-                         std::to_string(type.bits) + " bits, " + std::to_string(type.lanes) + " lanes");
+    throw py::type_error("unsupported element type: DLPack code " + std::to_string(type.code) +
+                         ", " + std::to_string(type.bits) + " bits, " + std::to_string(type.lanes) +
+                         " lanes");
   };
   if (type.lanes != 1) unsupported();
   switch (type.code << 8 | type.bits) {
-    case 0 << 8 | 8: return DType::i8;
-    case 0 << 8 | 16: return DType::i16;
-    case 0 << 8 | 32: return DType::i32;
-    case 0 << 8 | 64: return DType::i64;
-    case 1 << 8 | 8: return DType::u8;
-    case 1 << 8 | 16: return DType::u16;
-    case 1 << 8 | 32: return DType::u32;
-    case 1 << 8 | 64: return DType::u64;
-    case 2 << 8 | 16: return DType::f16;
-    case 2 << 8 | 32: return DType::f32;
-    case 2 << 8 | 64: return DType::f64;
-    case 4 << 8 | 16: return DType::bf16;
-    case 6 << 8 | 8: return DType::u8;  // bool: a byte that is 0 or 1
-    default: unsupported();
+    case 0 << 8 | 8:
+      return DType::i8;
+    case 0 << 8 | 16:
+      return DType::i16;
+    case 0 << 8 | 32:
+      return DType::i32;
+    case 0 << 8 | 64:
+      return DType::i64;
+    case 1 << 8 | 8:
+      return DType::u8;
+    case 1 << 8 | 16:
+      return DType::u16;
+    case 1 << 8 | 32:
+      return DType::u32;
+    case 1 << 8 | 64:
+      return DType::u64;
+    case 2 << 8 | 16:
+      return DType::f16;
+    case 2 << 8 | 32:
+      return DType::f32;
+    case 2 << 8 | 64:
+      return DType::f64;
+    case 4 << 8 | 16:
+      return DType::bf16;
+    case 6 << 8 | 8:
+      return DType::u8;  // bool: a byte that is 0 or 1
+    default:
+      unsupported();
   }
   return DType::f32;
 }
@@ -62,8 +78,8 @@ inline const dlpack::ExchangeApi* exchange_api(py::handle object) {
   const py::object capsule =
       py::getattr(py::type::handle_of(object), "__dlpack_c_exchange_api__", py::none());
   if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return nullptr;
-  auto* api = static_cast<dlpack::ExchangeApi*>(
-      PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  auto* api =
+      static_cast<dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
   while (api && api->version.major != 1) api = api->previous;
   return api && api->borrow_from_object ? api : nullptr;
 }
@@ -92,9 +108,9 @@ struct type_caster<instembed::Array> {
     if (hasattr(source, "detach")) exporter = source.attr("detach")();
     keep_alive_ = exporter.attr("__dlpack__")();
     if (!PyCapsule_IsValid(keep_alive_.ptr(), "dltensor")) return false;
-    value = ours::view_of(static_cast<dlpack::ManagedTensor*>(
-                              PyCapsule_GetPointer(keep_alive_.ptr(), "dltensor"))
-                              ->tensor);
+    value = ours::view_of(
+        static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(keep_alive_.ptr(), "dltensor"))
+            ->tensor);
     return true;
   }
 

@@ -1,9 +1,12 @@
-// The extension module instembed._core: one binding an op. Arguments are checked in Python, where a message
-// can name what the user wrote; see instembed/_native.py for how the module is found.
+// The extension module instembed._core: one binding an op. Arguments are checked in Python, where a
+// message can name what the user wrote; see instembed/_native.py for how the module is found.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "detections/detections.h"
 #include "discriminative/discriminative.h"
+#include "label_statistics/label_statistics.h"
+#include "mean_shift/mean_shift.h"
 #include "python/array_caster.h"
 
 namespace py = pybind11;
@@ -22,8 +25,9 @@ void bind_discriminative(py::module_& module) {
       .def(py::init([](double delta_var, double delta_dist, int norm, bool pooled_variance,
                        bool background_push, std::optional<int64_t> background,
                        std::optional<int64_t> ignore_index, int threads) {
-             return Options{delta_var,       delta_dist,  norm, pooled_variance,
-                            background_push, {background, ignore_index}, threads};
+             return Options{delta_var,       delta_dist,      norm,
+                            pooled_variance, background_push, {background, ignore_index},
+                            threads};
            }),
            py::kw_only(), py::arg("delta_var"), py::arg("delta_dist"), py::arg("norm"),
            py::arg("pooled_variance"), py::arg("background_push"), py::arg("background"),
@@ -56,8 +60,75 @@ void bind_discriminative(py::module_& module) {
                  {first, counts, vectors, runs}, grad);
       },
       py::arg("embeddings"), py::arg("labels"), py::arg("offsets"), py::arg("options"),
-      py::arg("grad_terms"), py::arg("first"), py::arg("counts"), py::arg("vectors"), py::arg("runs"),
-      py::arg("grad"));
+      py::arg("grad_terms"), py::arg("first"), py::arg("counts"), py::arg("vectors"),
+      py::arg("runs"), py::arg("grad"));
+}
+
+void bind_mean_shift(py::module_& module) {
+  using namespace mean_shift;
+
+  py::class_<Result>(module, "MeanShiftResult")
+      .def_property_readonly("largest", &Result::largest)
+      .def("copy", &Result::copy, py::arg("centers"), py::arg("counts"), py::arg("num_instances"),
+           py::arg("num_iterations"));
+
+  module.def(
+      "mean_shift",
+      [](const Array& embeddings, const OptionalArray& mask, const OptionalArray& offsets,
+         const Array& labels, double bandwidth, bool all_points, bool nearest, int64_t min_size,
+         int64_t max_iter, double tol, int threads) {
+        const Options options{bandwidth,
+                              all_points ? Seeding::all : Seeding::peel,
+                              nearest ? Leftovers::nearest : Leftovers::noise,
+                              min_size,
+                              max_iter,
+                              tol};
+        const py::gil_scoped_release release;
+        return group(embeddings, pointer(mask), pointer(offsets), options, labels, threads);
+      },
+      py::arg("embeddings"), py::arg("mask"), py::arg("offsets"), py::arg("labels"), py::kw_only(),
+      py::arg("bandwidth"), py::arg("all_points"), py::arg("nearest"), py::arg("min_size"),
+      py::arg("max_iter"), py::arg("tol"), py::arg("threads"));
+}
+
+void bind_label_statistics(py::module_& module) {
+  using namespace label_statistics;
+
+  py::class_<Result>(module, "LabelStatisticsResult")
+      .def_property_readonly("largest", &Result::largest)
+      .def("copy", &Result::copy, py::arg("ids"), py::arg("boxes"), py::arg("areas"),
+           py::arg("centroids"), py::arg("num_instances"));
+
+  module.def(
+      "label_statistics",
+      [](const Array& labels, std::optional<int64_t> background,
+         std::optional<int64_t> ignore_index, int threads) {
+        const py::gil_scoped_release release;
+        return measure(labels, {background, ignore_index}, threads);
+      },
+      py::arg("labels"), py::kw_only(), py::arg("background"), py::arg("ignore_index"),
+      py::arg("threads"));
+}
+
+void bind_detections(py::module_& module) {
+  using namespace detections;
+
+  module.def("fill_masks", &fill_masks, py::arg("labels"), py::arg("ids"), py::arg("masks"),
+             py::kw_only(), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+
+  module.def(
+      "encode_masks",
+      [](const Array& labels, const Array& ids, int threads) {
+        std::vector<std::string> texts;
+        {
+          const py::gil_scoped_release release;
+          texts = encode_masks(labels, ids, threads);
+        }
+        py::list counts;
+        for (const std::string& text : texts) counts.append(py::bytes(text));
+        return counts;
+      },
+      py::arg("labels"), py::arg("ids"), py::kw_only(), py::arg("threads"));
 }
 
 }  // namespace
@@ -66,6 +137,9 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
   module.doc() = "The native core of instembed. Private: use the functions of the package.";
   module.attr("version") = INSTEMBED_VERSION;
   bind_discriminative(module);
+  bind_mean_shift(module);
+  bind_label_statistics(module);
+  bind_detections(module);
 }
 
 }  // namespace instembed

@@ -100,7 +100,8 @@ def discriminative_loss(
         arguments.check_number("gamma", gamma),
         float(background_push),
     ]
-    losses = terms @ torch.tensor(weights, dtype=terms.dtype, device=terms.device)
+    # Not a matrix product: autocast would take it in 16 bits.
+    losses = (terms * torch.tensor(weights, dtype=terms.dtype, device=terms.device)).sum(1)
     if reduction == "none":
         return losses
     total = losses.sum()
@@ -207,8 +208,8 @@ def _checked_terms(
         embeddings,
         labels,
         offsets,
-        arguments.check_number("delta_var", delta_var, at_least=0),
-        arguments.check_number("delta_dist", delta_dist, at_least=0),
+        arguments.check_number("delta_var", delta_var, above=0),
+        arguments.check_number("delta_dist", delta_dist, above=0),
         norm,
         arguments.check_label_id("background", background),
         arguments.check_label_id("ignore_index", ignore_index),
@@ -219,7 +220,7 @@ def _checked_terms(
     return outputs[0]
 
 
-# The op. Its first output is the (B, 4) terms: variance, distance, regularization, background push. The others
+# The op. Its first output is the (B, 4) terms: variance, distance, regularization, background push. The rest
 # are what backward needs besides its inputs (csrc/discriminative/discriminative.h, State), empty unless
 # `differentiable`.
 
@@ -229,8 +230,8 @@ _OPTIONS = (
 )
 _library = torch.library.Library("instembed", "FRAGMENT")
 _library.define(
-    f"discriminative_terms(Tensor embeddings, Tensor labels, Tensor? offsets, {_OPTIONS}, bool differentiable) "
-    "-> (Tensor terms, Tensor first, Tensor counts, Tensor vectors, Tensor runs)"
+    f"discriminative_terms(Tensor embeddings, Tensor labels, Tensor? offsets, {_OPTIONS}, "
+    "bool differentiable) -> (Tensor terms, Tensor first, Tensor counts, Tensor vectors, Tensor runs)"
 )
 _library.define(
     f"discriminative_terms_backward(Tensor grad_terms, Tensor embeddings, Tensor labels, Tensor? offsets, "

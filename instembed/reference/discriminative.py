@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,9 @@ def discriminative_terms(
         embeddings = embeddings.float()
     rows = []
     for points, ids in _images(embeddings, labels, offsets):
-        rows.append(_image_terms(points, ids, delta_var, delta_dist, norm, background, ignore_index, variance))
+        rows.append(
+            _image_terms(points, ids, delta_var, delta_dist, norm, background, ignore_index, variance)
+        )
     return torch.stack(rows) if rows else embeddings.sum() * embeddings.new_zeros(0, 4)
 
 
@@ -53,7 +57,7 @@ def _images(embeddings: Tensor, labels: Tensor, offsets: Tensor | None) -> list[
     if embeddings.dim() > 2:
         return [(e.flatten(1).t(), ids.flatten()) for e, ids in zip(embeddings, labels, strict=True)]
     bounds = [0, len(embeddings)] if offsets is None else offsets.tolist()
-    return [(embeddings[a:b], labels[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [(embeddings[a:b], labels[a:b]) for a, b in itertools.pairwise(bounds)]
 
 
 def _distance(difference: Tensor, norm: int) -> Tensor:
@@ -97,7 +101,9 @@ def _image_terms(
     if count > 1:
         gaps = _distance(means[:, None] - means[None], norm)  # (C, C)
         hinges = (2 * delta_dist - gaps).clamp(min=0).square()
-        distance_term = hinges[~torch.eye(count, dtype=torch.bool, device=gaps.device)].sum() / (count * (count - 1))
+        distance_term = hinges[~torch.eye(count, dtype=torch.bool, device=gaps.device)].sum() / (
+            count * (count - 1)
+        )
 
     push_term = zero
     if is_background.any():

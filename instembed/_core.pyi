@@ -1,0 +1,78 @@
+"""The native core. Arrays are anything that exports DLPack: torch tensors, numpy arrays."""
+
+from typing import Any, TypeAlias
+
+Array: TypeAlias = Any
+
+version: str
+
+class DiscriminativeOptions:
+    def __init__(
+        self,
+        *,
+        delta_var: float,
+        delta_dist: float,
+        norm: int,
+        pooled_variance: bool,
+        background_push: bool,
+        background: int | None,
+        ignore_index: int | None,
+        threads: int,
+    ) -> None: ...
+
+def discriminative_forward(
+    embeddings: Array,
+    labels: Array,
+    offsets: Array | None,
+    options: DiscriminativeOptions,
+    terms: Array,
+    first: Array | None = None,
+    counts: Array | None = None,
+    vectors: Array | None = None,
+    runs: Array | None = None,
+) -> None: ...
+def discriminative_backward(
+    embeddings: Array,
+    labels: Array,
+    offsets: Array | None,
+    options: DiscriminativeOptions,
+    grad_terms: Array,
+    first: Array,
+    counts: Array,
+    vectors: Array,
+    runs: Array,
+    grad: Array,
+) -> None: ...
+
+class MeanShiftResult:
+    @property
+    def largest(self) -> int: ...
+    def copy(self, centers: Array, counts: Array, num_instances: Array, iterations: Array) -> None: ...
+
+def mean_shift(
+    embeddings: Array,
+    mask: Array | None,
+    offsets: Array | None,
+    labels: Array,
+    *,
+    bandwidth: float,
+    all_points: bool,
+    nearest: bool,
+    min_size: int,
+    max_iter: int,
+    tol: float,
+    threads: int,
+) -> MeanShiftResult: ...
+
+class LabelStatisticsResult:
+    @property
+    def largest(self) -> int: ...
+    def copy(
+        self, ids: Array, boxes: Array, areas: Array, centroids: Array, num_instances: Array
+    ) -> None: ...
+
+def label_statistics(
+    labels: Array, *, background: int | None, ignore_index: int | None, threads: int
+) -> LabelStatisticsResult: ...
+def fill_masks(labels: Array, ids: Array, masks: Array, *, threads: int) -> None: ...
+def encode_masks(labels: Array, ids: Array, *, threads: int) -> list[bytes]: ...

@@ -1,0 +1,6 @@
+"""Read-outs: what is taken from labels and features once instances are known."""
+
+from instembed.readout.detections import coco_results, detections
+from instembed.readout.label_statistics import LabelStatistics, label_statistics
+
+__all__ = ["LabelStatistics", "coco_results", "detections", "label_statistics"]

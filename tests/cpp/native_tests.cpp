@@ -1,0 +1,255 @@
+// Native tests, to be run under AddressSanitizer and UndefinedBehaviorSanitizer.
+//
+// Every buffer is allocated to its exact size, so that a read or write one element past it aborts.
+// Values are compared between layouts, label codes and thread counts; the Python tests compare them
+// with the references.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "common/dtype.h"
+#include "detections/detections.h"
+#include "discriminative/discriminative.h"
+#include "label_statistics/label_statistics.h"
+#include "mean_shift/mean_shift.h"
+
+namespace instembed {
+namespace {
+
+std::mt19937_64 generator(0);
+
+int64_t draw(int64_t low, int64_t high) {
+  return std::uniform_int_distribution<int64_t>(low, high)(generator);
+}
+
+#define CHECK(condition)                                                            \
+  do {                                                                              \
+    if (!(condition)) {                                                             \
+      std::fprintf(stderr, "%s:%d: %s is false\n", __FILE__, __LINE__, #condition); \
+      std::exit(1);                                                                 \
+    }                                                                               \
+  } while (false)
+
+// An array with memory of its own, exactly as much as it needs.
+class Buffer {
+ public:
+  Buffer(DType dtype, std::vector<int64_t> shape) : Buffer(dtype, shape, order(shape.size())) {}
+
+  // Dimensions are laid out in the given order, outermost first.
+  Buffer(DType dtype, std::vector<int64_t> shape, std::vector<int> layout) {
+    array_.dtype = dtype;
+    array_.ndim = static_cast<int>(shape.size());
+    std::copy(shape.begin(), shape.end(), array_.shape.begin());
+    int64_t stride = 1;
+    for (auto k = layout.rbegin(); k != layout.rend(); ++k) {
+      array_.strides[*k] = stride;
+      stride *= shape[*k];
+    }
+    memory_.reset(new char[bytes()]);
+    std::memset(memory_.get(), 0x5a, bytes());
+    array_.data = memory_.get();
+  }
+
+  operator const Array&() const { return array_; }
+  const Array* operator&() const { return &array_; }
+  template <class T>
+  T* as() {
+    return array_.as<T>();
+  }
+  int64_t size() const { return array_.size(); }
+  size_t bytes() const {
+    const size_t width[] = {2, 2, 4, 8, 1, 2, 4, 8, 1, 2, 4, 8};
+    return array_.size() * width[static_cast<int>(array_.dtype)];
+  }
+  const char* raw() const { return memory_.get(); }
+
+ private:
+  static std::vector<int> order(size_t n) {
+    std::vector<int> identity(n);
+    for (size_t k = 0; k < n; ++k) identity[k] = static_cast<int>(k);
+    return identity;
+  }
+
+  Array array_;
+  std::unique_ptr<char[]> memory_;
+};
+
+void fill_normal(Buffer& buffer, DType dtype) {
+  std::normal_distribution<double> normal;
+  dispatch_floating(dtype, "test", [&](auto type) {
+    using T = decltype(type);
+    for (int64_t i = 0; i < buffer.size(); ++i) {
+      if constexpr (sizeof(T) == 2) {
+        buffer.as<T>()[i] = T::from(static_cast<float>(normal(generator)));
+      } else {
+        buffer.as<T>()[i] = static_cast<T>(normal(generator));
+      }
+    }
+  });
+}
+
+// Labels in runs of about `run` pixels.
+Buffer make_labels(std::vector<int64_t> shape, int64_t instances, int64_t run) {
+  Buffer labels(DType::i64, shape);
+  int64_t id = 0;
+  for (int64_t i = 0; i < labels.size(); ++i) {
+    if (draw(1, run) == 1) id = draw(0, instances);
+    labels.as<int64_t>()[i] = id * (int64_t{1} << 40);
+  }
+  return labels;
+}
+
+DType accumulation(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
+
+void test_discriminative(DType dtype, int64_t images, int64_t channels, int64_t pixels,
+                         bool interleaved, int64_t run, int norm, bool push) {
+  const std::vector<int> layout =
+      interleaved ? std::vector<int>{0, 2, 1} : std::vector<int>{0, 1, 2};
+  Buffer embeddings(dtype, {images, channels, pixels}, layout);
+  fill_normal(embeddings, dtype);
+  Buffer labels = make_labels({images, pixels}, draw(0, 40), run);
+  const int64_t capacity =
+      draw(0, 1) ? 64 * images : 1;  // one that is too small is a case of its own
+  std::vector<std::vector<char>> results;
+  for (const int threads : {1, 2}) {
+    discriminative::Options options;
+    options.norm = norm;
+    options.background_push = push;
+    options.rules.background = 0;
+    options.threads = threads;
+    Buffer terms(accumulation(dtype), {images, 4}), first(DType::i64, {images + 1});
+    Buffer counts(DType::i64, {capacity}), vectors(accumulation(dtype), {4, capacity, channels});
+    Buffer runs(DType::i32, {images * (pixels + 1024) + 1}),
+        grad(dtype, {images, channels, pixels}, layout);
+    const discriminative::State state{first, counts, vectors, runs};
+    discriminative::forward(embeddings, labels, nullptr, options, terms, &state);
+    discriminative::backward(embeddings, labels, nullptr, options, terms, state, grad);
+    dispatch_floating(accumulation(dtype), "test", [&](auto type) {
+      using T = decltype(type);
+      for (int64_t i = 0; i < terms.size(); ++i) CHECK(std::isfinite(float(terms.as<T>()[i])));
+    });
+    std::vector<char> bits(terms.raw(), terms.raw() + terms.bytes());
+    bits.insert(bits.end(), grad.raw(), grad.raw() + grad.bytes());
+    results.push_back(std::move(bits));
+  }
+  CHECK(results[0] == results[1]);
+}
+
+void test_discriminative_points(int64_t points, int64_t channels) {
+  Buffer embeddings(DType::f32, {1, channels, points}, {0, 2, 1});
+  fill_normal(embeddings, DType::f32);
+  Buffer labels = make_labels({1, points}, 9, draw(1, 8));
+  Buffer offsets(DType::i64, {4});
+  const int64_t cut = draw(0, points);
+  const int64_t values[] = {0, cut, cut, points};
+  std::copy(values, values + 4, offsets.as<int64_t>());
+  discriminative::Options options;
+  Buffer terms(DType::f32, {3, 4});
+  discriminative::forward(embeddings, labels, &offsets, options, terms, nullptr);
+  for (const int64_t wrong : {int64_t{-1}, points + 1, INT64_MAX}) {
+    offsets.as<int64_t>()[1] = wrong;
+    bool refused = false;
+    try {
+      discriminative::forward(embeddings, labels, &offsets, options, terms, nullptr);
+    } catch (const std::invalid_argument&) {
+      refused = true;
+    }
+    CHECK(refused);
+  }
+}
+
+void test_mean_shift(DType dtype, int64_t images, int64_t channels, int64_t pixels,
+                     bool interleaved, mean_shift::Seeding seeding) {
+  Buffer embeddings(dtype, {images, channels, pixels},
+                    interleaved ? std::vector<int>{0, 2, 1} : std::vector<int>{0, 1, 2});
+  fill_normal(embeddings, dtype);
+  if (images > 0 && pixels > 3 && dtype == DType::f32)
+    embeddings.as<float>()[draw(0, pixels - 1)] = NAN;
+  Buffer mask = make_labels({images, pixels}, 2, 5);
+  mean_shift::Options options;
+  options.bandwidth = 0.3 * static_cast<double>(draw(1, 10));
+  options.seeding = seeding;
+  options.leftovers = draw(0, 1) ? mean_shift::Leftovers::nearest : mean_shift::Leftovers::noise;
+  options.min_size = draw(1, 4);
+  std::vector<std::vector<char>> results;
+  for (const int threads : {1, 2}) {
+    Buffer labels(DType::i64, {images, pixels});
+    const auto result = mean_shift::group(embeddings, &mask, nullptr, options, labels, threads);
+    const int64_t capacity = result.largest() + draw(0, 2);
+    Buffer centers(accumulation(dtype), {images, capacity, channels}),
+        counts(DType::i64, {images, capacity});
+    Buffer instances(DType::i64, {images}), iterations(DType::i64, {images});
+    result.copy(centers, counts, instances, iterations);
+    for (int64_t i = 0; i < labels.size(); ++i) {
+      CHECK(labels.as<int64_t>()[i] >= 0);
+      CHECK(labels.as<int64_t>()[i] <= instances.as<int64_t>()[i / std::max<int64_t>(1, pixels)]);
+    }
+    results.emplace_back(labels.raw(), labels.raw() + labels.bytes());
+  }
+  CHECK(results[0] == results[1]);
+}
+
+void test_label_statistics(int64_t images, int64_t height, int64_t width) {
+  Buffer labels = make_labels({images, height, width}, 12, draw(1, 9));
+  const auto result = label_statistics::measure(labels, {0, std::nullopt}, 2);
+  const int64_t capacity = result.largest() + draw(0, 1);
+  Buffer ids(DType::i64, {images, capacity}), boxes(DType::f32, {images, capacity, 4});
+  Buffer areas(DType::i64, {images, capacity}), centroids(DType::f32, {images, capacity, 2});
+  Buffer instances(DType::i64, {images});
+  result.copy(ids, boxes, areas, centroids, instances);
+  int64_t foreground = 0, measured = 0;
+  for (int64_t i = 0; i < labels.size(); ++i) foreground += labels.as<int64_t>()[i] != 0;
+  for (int64_t i = 0; i < areas.size(); ++i) measured += areas.as<int64_t>()[i];
+  CHECK(foreground == measured);
+}
+
+void test_half_conversions() {
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const Half half{static_cast<uint16_t>(bits)};
+    const float value = half;
+    if (std::isnan(value)) {
+      CHECK(std::isnan(float(Half::from(value))));
+    } else {
+      CHECK(Half::from(value).bits == bits);
+    }
+    const BFloat16 brain{static_cast<uint16_t>(bits)};
+    if (!std::isnan(float(brain))) CHECK(BFloat16::from(brain).bits == bits);
+  }
+  CHECK(Half::from(65519.9f).bits == 0x7bff && Half::from(65520.0f).bits == 0x7c00);
+  CHECK(Half::from(2.98e-8f).bits == 0 && Half::from(2.99e-8f).bits == 1);
+  CHECK(BFloat16::from(1.00390625f).bits == 0x3f80 && BFloat16::from(1.01171875f).bits == 0x3f82);
+}
+
+void run() {
+  test_half_conversions();
+  const DType types[] = {DType::f16, DType::bf16, DType::f32, DType::f64};
+  const int64_t sizes[] = {0, 1, 7, 16, 17, 255, 1024, 1025, 5000};
+  for (const int64_t pixels : sizes) {
+    for (int repeat = 0; repeat < 12; ++repeat) {
+      const DType dtype = types[draw(0, 3)];
+      const int64_t images = draw(0, 3), channels = draw(1, 20);
+      const bool interleaved = draw(0, 1) == 1;
+      test_discriminative(dtype, images, channels, pixels, interleaved, draw(0, 1) ? 1 : 20,
+                          static_cast<int>(draw(1, 2)), draw(0, 1) == 1);
+      test_discriminative_points(pixels, channels);
+      test_mean_shift(dtype, images, std::min<int64_t>(channels, 6),
+                      std::min<int64_t>(pixels, 1500), interleaved,
+                      draw(0, 1) ? mean_shift::Seeding::peel : mean_shift::Seeding::all);
+      test_label_statistics(images, draw(0, 30), draw(0, 30));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace instembed
+
+int main() {
+  instembed::run();
+  std::puts("native tests passed");
+  return 0;
+}

@@ -1,0 +1,155 @@
+"""Random shapes, strides, types and ids at every public function: a right answer or a clear error."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import instembed
+from instembed import reference
+
+FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+IDS = st.one_of(st.integers(-3, 6), st.integers(-(2**63), 2**63 - 1))
+EXAMPLES = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@st.composite
+def strided(draw: st.DrawFn, shape: tuple[int, ...]) -> Tensor:
+    """A tensor of a shape, in a memory order and with gaps and an offset of hypothesis's choice."""
+    order = draw(st.permutations(range(len(shape))))
+    gaps = [draw(st.integers(1, 2)) for _ in shape]
+    start = draw(st.integers(0, 1))
+    base = torch.zeros([shape[k] * gaps[k] + start for k in order])
+    view = base[tuple(slice(start, start + shape[k] * gaps[k], gaps[k]) for k in order)]
+    return view.permute([order.index(k) for k in range(len(shape))])
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    """Embeddings and labels that fit each other."""
+    spatial = tuple(draw(st.lists(st.integers(0, 40), min_size=1, max_size=3)))
+    while torch.Size(spatial).numel() > 3000:
+        spatial = tuple(max(1, n // 2) for n in spatial)
+    batch, channels = draw(st.integers(0, 3)), draw(st.integers(1, 18))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    embeddings = draw(strided((batch, channels, *spatial)))
+    scale = draw(st.sampled_from([0.01, 1.0, 100.0]))
+    embeddings.copy_(scale * torch.randn(embeddings.shape, generator=generator))
+    embeddings = embeddings.to(draw(st.sampled_from(FLOATS)))
+    ids = torch.tensor(draw(st.lists(IDS, min_size=1, max_size=8)))
+    labels = draw(strided((batch, *spatial))).to(torch.int64)
+    labels.copy_(ids[torch.randint(0, len(ids), labels.shape, generator=generator)])
+    if draw(st.booleans()) and labels.numel():
+        labels = labels.flatten().sort().values.view(labels.shape)
+    return embeddings, labels
+
+
+@EXAMPLES
+@given(batches(), st.sampled_from([1, 2]), st.none() | IDS, st.none() | IDS, st.sampled_from([0.0, 1.0]))
+def test_discriminative(
+    batch: tuple[Tensor, Tensor], norm: int, background: int | None, ignore: int | None, push: float
+) -> None:
+    embeddings, labels = batch
+    options = {"norm": norm, "background": background, "ignore_index": ignore, "background_push": push}
+    ours, exact = embeddings.detach().requires_grad_(), embeddings.detach().double().requires_grad_()
+    loss = instembed.discriminative_loss(ours, labels, **options)
+    expected = reference.discriminative_loss(exact, labels, **options)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=1e-5)
+    loss.backward()
+    expected.backward()
+    if embeddings.dtype in (torch.float32, torch.float64) and embeddings.numel():
+        scale = exact.grad.abs().max().clamp(min=1e-6)
+        torch.testing.assert_close(ours.grad.double() / scale, exact.grad / scale, rtol=0, atol=1e-3)
+
+
+@EXAMPLES
+@given(
+    batches(),
+    st.sampled_from([0.05, 1.0, 30.0]),
+    st.sampled_from(["peel", "all"]),
+    st.sampled_from(["noise", "nearest"]),
+    st.integers(1, 5),
+    st.booleans(),
+)
+def test_mean_shift(
+    batch: tuple[Tensor, Tensor], bandwidth: float, seeding: str, leftovers: str, min_size: int, masked: bool
+) -> None:
+    embeddings, labels = batch
+    embeddings = embeddings[..., :200]
+    mask = labels[..., :200] if masked else None
+    grouping = instembed.mean_shift(
+        embeddings, bandwidth, mask=mask, seeding=seeding, leftovers=leftovers, min_size=min_size
+    )
+    assert grouping.labels.shape == embeddings.shape[:1] + embeddings.shape[2:]
+    assert grouping.centers.isfinite().all()
+    for b in range(len(embeddings)):
+        counts = torch.bincount(grouping.labels[b].flatten(), minlength=grouping.counts.shape[1] + 1)[1:]
+        assert torch.equal(counts, grouping.counts[b])
+        assert int((counts > 0).sum()) <= int(grouping.num_instances[b])
+
+
+@EXAMPLES
+@given(batches(), st.none() | IDS, st.none() | IDS)
+def test_label_statistics(batch: tuple[Tensor, Tensor], background: int | None, ignore: int | None) -> None:
+    labels = batch[1]
+    ours = instembed.label_statistics(labels, background=background, ignore_index=ignore)
+    exact = reference.label_statistics(labels, background=background, ignore_index=ignore)
+    for name, value in ours._asdict().items():
+        torch.testing.assert_close(value, getattr(exact, name), rtol=1e-6, atol=1e-5, check_dtype=False)
+
+
+@EXAMPLES
+@given(batches(), st.booleans(), st.booleans())
+def test_detections(batch: tuple[Tensor, Tensor], masks: bool, rle: bool) -> None:
+    labels = batch[1]
+    if labels.dim() != 3:
+        return
+    for image, ids in zip(instembed.detections(labels, masks=masks, rle=rle), labels, strict=True):
+        present = ids[ids != 0].unique()
+        assert len(image["boxes"]) == len(image["labels"]) == len(image["scores"]) == len(present)
+        if masks and len(present):
+            assert torch.equal(image["masks"], ids == present[:, None, None])
+
+
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=3),
+    st.sampled_from([torch.zeros(0), torch.zeros(3), torch.zeros(2, 3, 4), torch.zeros(2, 3, 4, 5)]),
+    st.sampled_from([torch.zeros(2, 4, dtype=torch.int64), torch.ones(2, 4, 5, dtype=torch.uint8)]),
+    st.sampled_from([torch.zeros(2, 3, 4, dtype=torch.complex64), torch.zeros(2, 3, 4, device="meta")]),
+)
+FUNCTIONS = {
+    "discriminative_loss": [
+        "offsets",
+        "delta_var",
+        "norm",
+        "alpha",
+        "background",
+        "ignore_index",
+        "variance",
+    ],
+    "discriminative_terms": ["offsets", "delta_dist", "norm", "background"],
+    "mean_shift": ["mask", "offsets", "seeding", "min_size", "max_instances", "leftovers", "max_iter", "tol"],
+    "label_statistics": ["background", "ignore_index", "max_instances"],
+    "detections": ["scores", "classes", "masks", "rle"],
+}
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data(), st.sampled_from(sorted(FUNCTIONS)))
+def test_nonsense_is_refused(data: st.DataObject, name: str) -> None:
+    """Whatever comes, a function returns or raises ValueError or TypeError."""
+    count = 1 if name in ("label_statistics", "detections") else 2
+    positional = [data.draw(ANYTHING) for _ in range(count)]
+    options = {key: data.draw(ANYTHING) for key in data.draw(st.lists(st.sampled_from(FUNCTIONS[name])))}
+    if any(isinstance(value, Tensor) and value.is_meta for value in [*positional, *options.values()]):
+        return  # a fake tensor has no values: what runs then is the op's fake
+    try:
+        getattr(instembed, name)(*positional, **options)
+    except (ValueError, TypeError) as error:
+        assert str(error)
