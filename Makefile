@@ -48,6 +48,5 @@ $(VENV)/test: EXTRAS := test,demo
 $(VENV)/bench: EXTRAS := bench
 $(VENV)/lint: EXTRAS := lint,test,demo
 $(VENV)/demo $(VENV)/test $(VENV)/bench $(VENV)/lint: $(SOURCES) | $(VENV)/bin/python
-	$(PIP) --force-reinstall --no-deps .
 	$(PIP) '.[$(EXTRAS)]'
 	touch $@
