@@ -78,6 +78,16 @@ struct ChannelVectors<A, 0> {
   INSTEMBED_INLINE Vec<A>& operator[](int64_t d) { return spare[d].value; }
 };
 
+// row[d] += the sum of the lanes of vectors[d].
+template <int fixed, class A>
+INSTEMBED_INLINE void add_sums(ChannelVectors<A, fixed>& vectors, int64_t channels, double* row) {
+  if constexpr (fixed > 0) {
+    add_lane_sums<A, fixed>(&vectors[0], row);
+  } else {
+    for (int64_t d = 0; d < channels; ++d) row[d] += sum_lanes(vectors[d]);
+  }
+}
+
 template <int fixed, class A>
 INSTEMBED_INLINE void sum_runs_body(const PlanarTile<A>& tile, const TileCode& code,
                                     int64_t channels, int64_t padded, double* sums,
@@ -95,8 +105,7 @@ INSTEMBED_INLINE void sum_runs_body(const PlanarTile<A>& tile, const TileCode& c
       const auto rest = first_lanes<A>(start + length - i);
       for (int64_t d = 0; d < count; ++d) total[d] += keep(load<Vec<A>>(tile.row(d) + i), rest);
     }
-    double* row = sums + slot * padded;
-    for (int64_t d = 0; d < count; ++d) row[d] += sum_lanes(total[d]);
+    add_sums<fixed, A>(total, count, sums + slot * padded);
   });
 }
 
@@ -134,8 +143,7 @@ INSTEMBED_INLINE void spread_runs_body(const PlanarTile<A>& tile, const TileCode
     if (i < start + length) block(i, first_lanes<A>(start + length - i), std::false_type());
     spread.squares[slot] += sum_lanes(squares);
     if (!any) return;
-    double* row = spread.pulls + slot * tables.padded;
-    for (int64_t d = 0; d < count; ++d) row[d] += sum_lanes(pull[d]);
+    add_sums<fixed, A>(pull, count, spread.pulls + slot * tables.padded);
   });
 }
 
@@ -455,6 +463,20 @@ INSTEMBED_TILE_COPIES(double)
 // ---------------------------------------------------------------------------------------------------------
 // Passes over the batch.
 
+// Asks for the tile after the current one. Runs make the kernels jump from row to row and over the
+// background, where the hardware's prefetcher loses the thread and each run would start with a
+// wait.
+template <class T>
+void prefetch_tile(const Image<const T>& image, int64_t from, int64_t n) {
+  if (image.pixel_stride != 1) return;
+  constexpr int64_t kLine = 64 / sizeof(T);
+  const int64_t end = std::min(image.pixels, from + n);
+  for (int64_t d = 0; d < image.channels; ++d) {
+    const T* row = image.data + d * image.channel_stride;
+    for (int64_t i = from; i < end; i += kLine) __builtin_prefetch(row + i, 0, 2);
+  }
+}
+
 // Tiles [first, last) of an image: a task.
 struct Band {
   int64_t image, first, last;
@@ -682,6 +704,7 @@ class ForwardPass {
             const TileCode code = runs_[grid_.first[band.image] + t];
             const int64_t from = t * grid_.tile;
             const int pixels = tile_size(band.image, t);
+            prefetch_tile(image, from + grid_.tile, grid_.tile);
             if (!code.is_runs()) {
               pixel_tile(image, from, pixels, scratch.pixels.data());
               table_rows(code, pixels, tables.instances, scratch.slots.data());
@@ -733,6 +756,7 @@ class ForwardPass {
         const TileCode code = runs_[grid_.first[b] + t];
         const int64_t from = t * grid_.tile;
         const int pixels = tile_size(b, t);
+        prefetch_tile(image, from + grid_.tile, grid_.tile);
         if (!code.is_runs()) {
           pixel_tile(image, from, pixels, scratch.pixels.data());
           table_rows(code, pixels, tables.instances, scratch.slots.data());
@@ -907,6 +931,7 @@ void backward_pass(const Array& embeddings, const Batch& batch, const TileGrid& 
       const int64_t from = t * grid.tile;
       const int pixels = static_cast<int>(std::min<int64_t>(grid.tile, image.pixels - from));
       const bool push = options.background_push && tables.instances > 0;
+      prefetch_tile(image, from + grid.tile, grid.tile);
       PlanarTile<A> tile{};
       if (push || code.is_runs()) {
         tile = planar_tile(image, from, pixels, scratch.planar.data(), scratch.stride);
