@@ -83,7 +83,8 @@ def run(workload: str, settings: Settings) -> list[Row]:
     if settings.compile:
         torch._dynamo.reset()
         losses["torch.compile index_add"] = torch.compile(eager)
-    if settings.slow:
+    # The loop's backward pass makes a gradient of an image's size an instance.
+    if settings.slow and int(labels.max()) * embeddings[0].nbytes < 2**32:
         losses["loop over instances"] = loop
     check(losses, embeddings, labels)
 

@@ -31,16 +31,18 @@ from instembed import reference
 SIZE = 128
 DELTA_VAR, DELTA_DIST = 0.5, 1.5  # the paper's margins; the second is also the bandwidth of the grouping
 DIMENSIONS = 8
-PIXELS_PER_UNIT = 8.0
+ROUGH_BANDWIDTH = 1.25  # a minute leaves pixels between the centres; the exact grouping may cut closer
+PIXELS_PER_UNIT = 12.0
 MIN_VISIBLE = 60  # pixels: what shows less of itself is left out of a scene
-MIN_SIZE = 20  # pixels: smaller clusters are no instances
-BATCH = 8
+MIN_SIZE = 40  # pixels: smaller clusters are no instances
+BATCH = 4
 POOL = 320
 HELD_OUT = 64
 PEAK_LR = 6e-3
 MIDDLE = 0.15  # of the training: the moment of the middle scatter
 
 Array = npt.NDArray[np.float32]
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 # Scenes
@@ -95,8 +97,8 @@ def random_scene(rng: np.random.Generator) -> tuple[Array, npt.NDArray[np.int64]
     """Image (SIZE, SIZE, 3) in 0..1 and labels (SIZE, SIZE): 0 is background."""
     hue = rng.uniform()
     palette = [
-        np.float32(colorsys.hsv_to_rgb((hue + rng.uniform(-0.13, 0.13)) % 1, rng.uniform(0.3, 0.75), value))
-        for value in rng.uniform(0.5, 0.95, 3)
+        np.array(colorsys.hsv_to_rgb((hue + turn) % 1, saturation, value), np.float32)
+        for turn, saturation, value in rng.uniform((-0.13, 0.3, 0.5), (0.13, 0.75, 0.95), (3, 3)).tolist()
     ]
     ys, xs = np.mgrid[:SIZE, :SIZE].astype(np.float32)
     image = np.zeros((SIZE, SIZE, 3), np.float32)
@@ -236,9 +238,15 @@ def predict(network: Network, images: Tensor) -> tuple[Tensor, Tensor]:
     return embeddings.contiguous(), logits > 0
 
 
-def group(embeddings: Tensor, foreground: Tensor) -> instembed.Grouping:
+def group(embeddings: Tensor, foreground: Tensor, exact: bool = False) -> instembed.Grouping:
+    """Peeled clusters, the fast way, or exact: every pixel is shifted, which cleans up rough embeddings."""
     return instembed.mean_shift(
-        embeddings, DELTA_DIST, mask=foreground, min_size=MIN_SIZE, leftovers="nearest"
+        embeddings,
+        ROUGH_BANDWIDTH if exact else DELTA_DIST,
+        mask=foreground,
+        seeding="all" if exact else "peel",
+        min_size=MIN_SIZE,
+        leftovers="nearest",
     )
 
 
@@ -302,7 +310,7 @@ def eager_loss(embeddings: Tensor, labels: Tensor) -> Tensor:
 
 def median_ms(call: Callable[[], object], seconds: float = 1.5) -> float:
     call()
-    times = []
+    times: list[float] = []
     end = perf_counter() + seconds
     while perf_counter() < end or len(times) < 3:
         start = perf_counter()
@@ -314,7 +322,7 @@ def median_ms(call: Callable[[], object], seconds: float = 1.5) -> float:
 def time_losses(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
     """Milliseconds a frame, forward and backward, of implementations that give the same value."""
     x = embeddings.clone().requires_grad_()
-    losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    losses: dict[str, Loss] = {
         "instembed": instembed.discriminative_loss,
         "vectorised PyTorch": eager_loss,
         "loop over instances": reference.discriminative_loss,
@@ -322,53 +330,56 @@ def time_losses(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
     expected = eager_loss(x, labels)
     for name, loss in losses.items():
         torch.testing.assert_close(loss(x, labels), expected, rtol=1e-4, atol=1e-5, msg=f"{name} differs")
-    return {
-        name: median_ms(lambda loss=loss: torch.autograd.grad(loss(x, labels), x)) / len(x)
-        for name, loss in losses.items()
-    }
+
+    def step(loss: Loss) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(loss(x, labels), x)
+
+    return {name: median_ms(step(loss)) / len(x) for name, loss in losses.items()}
 
 
 class Comparison(NamedTuple):
+    """scikit-learn's mean shift beside ours (peeling, same bandwidth), on the same frames."""
+
     frames: int
-    ours_ms: float
-    sklearn_ms: float
-    same: float  # adjusted Rand index of the two partitions
-    sklearn_score: Score
-    our_score: Score  # on the same frames
+    milliseconds: float  # scikit-learn's, a frame
+    agreement: float  # adjusted Rand index of the two partitions
+    theirs: Score
+    ours: Score
 
 
 def compare_groupings(
     embeddings: Tensor, foreground: Tensor, truth: Tensor, seconds: float
 ) -> Comparison | None:
-    """scikit-learn's mean shift with bin seeding on as many frames as fit in the time; None without it."""
+    """As many frames as fit in the time; None without scikit-learn."""
     try:
         from sklearn.cluster import MeanShift
         from sklearn.metrics import adjusted_rand_score
     except ImportError:
         return None
-    theirs, ours, times, agreement = [], [], [], []
+    theirs: list[Tensor] = []
+    times: list[float] = []
+    ours = group(embeddings, foreground).labels
     end = perf_counter() + seconds
     for frame, mask in zip(embeddings, foreground, strict=True):
         points = frame[:, mask].t().double().numpy()
         start = perf_counter()
-        labels = MeanShift(bandwidth=DELTA_DIST, bin_seeding=True).fit_predict(points)
+        labels = MeanShift(bandwidth=DELTA_DIST, bin_seeding=True).fit_predict(points) if len(points) else []
         times.append(1e3 * (perf_counter() - start))
-        theirs.append(
-            torch.zeros(mask.shape, dtype=torch.int64).masked_scatter(mask, torch.from_numpy(labels + 1))
-        )
-        ours.append(group(frame[None], mask[None]).labels[0])
-        agreement.append(adjusted_rand_score(ours[-1][mask].numpy(), labels))
+        found = torch.as_tensor(labels, dtype=torch.int64) + 1
+        theirs.append(torch.zeros(mask.shape, dtype=torch.int64).masked_scatter(mask, found))
         if perf_counter() > end:
             break
     n = len(times)
-    ours_ms = median_ms(lambda: [group(embeddings[i : i + 1], foreground[i : i + 1]) for i in range(n)]) / n
+    agreement = [
+        adjusted_rand_score(a[mask].numpy(), b[mask].numpy())
+        for a, b, mask in zip(ours[:n], theirs, foreground[:n], strict=True)
+    ]
     return Comparison(
         n,
-        ours_ms,
-        float(np.mean(times)),
+        float(np.median(times)),
         float(np.mean(agreement)),
         score(torch.stack(theirs), truth[:n]),
-        score(torch.stack(ours), truth[:n]),
+        score(ours[:n], truth[:n]),
     )
 
 
@@ -399,7 +410,7 @@ def distinct_colors(count: int) -> Array:
     while len(picked) < count:
         nearest = np.minimum(nearest, np.linalg.norm(lab - lab[picked[-1]], axis=1))
         picked.append(int(nearest.argmax()))
-    return np.float32(candidates[picked])
+    return candidates[picked].astype(np.float32)
 
 
 def painted(labels: npt.NDArray[np.int64], colors: Array) -> Array:
@@ -413,7 +424,7 @@ def painted(labels: npt.NDArray[np.int64], colors: Array) -> Array:
 
 
 def hex_rgb(text: str) -> Array:
-    return np.float32([int(text[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return np.array([int(text[i : i + 2], 16) / 255 for i in (1, 3, 5)], np.float32)
 
 
 def principal_axes(points: Tensor, count: int) -> Tensor:
@@ -435,7 +446,7 @@ def found_colors(found: Tensor, truth: Tensor, colors: Array) -> tuple[Array, in
     """Each found instance in its true match's colour, else in light grey; and the number of matches."""
     hit = matches(found, truth).numpy()
     picked = np.where(hit.any(1, keepdims=True), colors[hit.argmax(1)], np.float32(0.82))
-    return np.float32(picked), int(hit.sum())
+    return picked.astype(np.float32), int(hit.sum())
 
 
 def draw(
@@ -462,14 +473,14 @@ def draw(
     figure = plt.figure(figsize=(16, 10.4), facecolor=PAPER)
     top = figure.add_gridspec(1, 4, left=0.012, right=0.988, top=0.925, bottom=0.565, wspace=0.04)
     low = figure.add_gridspec(1, 3, left=0.012, right=0.988, top=0.475, bottom=0.055, wspace=0.03)
-    for cell, (title, note, picture) in zip(top, panels, strict=True):
-        axes = figure.add_subplot(cell)
+    for i, (title, note, picture) in enumerate(panels):
+        axes = figure.add_subplot(top[i])
         axes.imshow(picture, interpolation="nearest")
         axes.set_axis_off()
         caption(axes, title, note)
     centers = torch.stack([final[:, truth == c].mean(1) for c in range(1, len(colors) + 1)])
     plane = principal_axes(centers, 2)
-    all_axes = [figure.add_subplot(cell) for cell in low]
+    all_axes = [figure.add_subplot(low[i]) for i in range(3)]
     for axes, moment in zip(all_axes, moments, strict=True):
         scatter(axes, moment, truth, colors, plane, centers.mean(0))
         caption(axes, "Before training" if moment.seconds == 0 else f"After {moment.seconds:.0f} s", "")
@@ -565,37 +576,50 @@ def connected_components(foreground: Tensor) -> Tensor:
     return torch.from_numpy(np.stack([label(mask.numpy(), connectivity=1) for mask in foreground])).long()
 
 
-def report(network: Network, images: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Prints the figures and returns the labels found and the foreground."""
-    embeddings, foreground = predict(network, images)
-    found = group(embeddings, foreground).labels
+def print_scores(found: dict[str, Tensor], truth: Tensor) -> None:
     print(f"\n{len(truth)} held-out scenes, {int(truth.amax((1, 2)).sum())} instances")
-    print(f"{'':34}{'AP50':>8}{'counting error':>17}")
-    scored = {
-        "embeddings + mean shift": score(found, truth),
-        "connected components": score(connected_components(foreground), truth),
-    }
-    for name, (ap50, error) in scored.items():
-        print(f"{name:34}{ap50:8.3f}{error:17.2f}")
+    print(f"{'':40}{'AP50':>8}{'counting error':>17}")
+    for name, labels in found.items():
+        ap50, error = score(labels, truth)
+        print(f"{name:40}{ap50:8.3f}{error:17.2f}")
+
+
+def print_times(rows: list[tuple[str, float, float]]) -> None:
+    print(f"\nmilliseconds a {SIZE} x {SIZE} frame, {DIMENSIONS}-D, {torch.get_num_threads()} threads")
+    for name, ms, best in rows:
+        print(f"{name:46}{ms:9.2f}{ms / best:9.1f}x")
+
+
+def report(network: Network, images: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Prints the figures; returns the instances of the exact grouping and the foreground."""
+    embeddings, foreground = predict(network, images)
+    peeled = group(embeddings, foreground).labels
+    exact = group(embeddings, foreground, exact=True).labels
+    names = 'mean shift, seeding="peel"', 'mean shift, seeding="all"'
+    components = connected_components(foreground)
+    print_scores(
+        {names[0]: peeled, names[1]: exact, "connected components of the foreground": components}, truth
+    )
+
     few = slice(0, 16)
     losses = time_losses(embeddings[few], truth[few])
+    rows = [(f"loss and its gradient, {name}", ms, losses["instembed"]) for name, ms in losses.items()]
+    peel_ms, all_ms = (
+        median_ms(lambda e=e: group(embeddings[few], foreground[few], exact=e)) / 16  # type: ignore[misc]
+        for e in (False, True)
+    )
+    rows += [(names[0], peel_ms, peel_ms), (names[1], all_ms, peel_ms)]
     compared = compare_groupings(embeddings, foreground, truth, seconds=12)
-    print(f"\nmilliseconds a {SIZE} x {SIZE} frame, {DIMENSIONS}-D, {torch.get_num_threads()} threads")
-    for name, ms in losses.items():
-        print(f"loss forward + backward, {name:24}{ms:9.2f}{ms / losses['instembed']:9.1f}x")
     if compared is None:
-        ms = median_ms(lambda: group(embeddings, foreground)) / len(truth)
-        print(f"{'grouping, instembed':49}{ms:9.2f}")
-        print("scikit-learn is not installed: no figure to compare with (pip install scikit-learn)")
+        print_times(rows)
+        print("scikit-learn is not installed, so there is nothing to compare with: pip install scikit-learn")
     else:
-        print(f"{'grouping, instembed':49}{compared.ours_ms:9.2f}{1.0:9.1f}x")
-        ratio = compared.sklearn_ms / compared.ours_ms
-        print(f"{'grouping, scikit-learn (bin_seeding=True)':49}{compared.sklearn_ms:9.2f}{ratio:9.1f}x")
+        print_times([*rows, ("scikit-learn's MeanShift, bin_seeding=True", compared.milliseconds, peel_ms)])
         print(
-            f"they agree with an adjusted Rand index of {compared.same:.3f}; on {compared.frames} frames "
-            f"AP50 is {compared.our_score.ap50:.3f} here, {compared.sklearn_score.ap50:.3f} with scikit-learn"
+            f"on {compared.frames} frames scikit-learn's AP50 is {compared.theirs.ap50:.3f}, peeling's "
+            f"{compared.ours.ap50:.3f}; adjusted Rand index of the two {compared.agreement:.3f}"
         )
-    return found, foreground
+    return exact, foreground
 
 
 def main() -> None:
@@ -614,7 +638,8 @@ def main() -> None:
     readable = [i for i in range(HELD_OUT) if held_labels[i].max() <= 13]
     shown = max(readable, key=lambda i: fragmentation(held_labels[i]))
 
-    network = Network().to(memory_format=torch.channels_last)
+    network = Network()
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     pending = [0.0, MIDDLE, 1.0]
     moments: list[Moment] = []
 
