@@ -70,8 +70,8 @@ def main() -> None:
         new = entry.run(workload, settings)
         print("\n" + table(new), flush=True)
         rows += new
-    if options.json and rows:
-        write_json(options.json, rows)
+        if options.json:  # after each workload: a run that is cut off keeps what it has
+            write_json(options.json, rows)
 
 
 if __name__ == "__main__":

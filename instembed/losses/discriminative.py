@@ -240,9 +240,9 @@ _library.define(
 
 # What the state may take of the size of the embeddings: runs of labels, and vectors of instances. Labels or
 # instances that need more are found again in the backward pass.
-_RUNS_SHARE = 0.065
-_INSTANCES_SHARE = 0.01
-_SMALL = 1024  # pixels whose state always fits
+_RUNS_PER_MILLE = 65
+_INSTANCES_PER_MILLE = 10
+_SMALL = 1024  # instances, and words, for which there is always room
 
 
 def _state_sizes(embeddings: Tensor, images: int) -> tuple[int, int]:
@@ -251,9 +251,9 @@ def _state_sizes(embeddings: Tensor, images: int) -> tuple[int, int]:
     pixels = embeddings.numel() // channels
     size = embeddings.numel() * embeddings.element_size()
     instance_bytes = 8 + 4 * channels * accumulation_dtype(embeddings).itemsize
-    instances = max(min(pixels, _SMALL), int(_INSTANCES_SHARE * size) // instance_bytes)
+    instances = max(min(pixels, _SMALL), _INSTANCES_PER_MILLE * size // (1000 * instance_bytes))
     tiles = images + pixels // 64  # at most: a tile has 64 pixels or more, but for each image's last
-    return instances, tiles + 1 + max(_SMALL, int(_RUNS_SHARE * size) // 4)
+    return instances, tiles + 1 + max(_SMALL, _RUNS_PER_MILLE * size // 4000)
 
 
 def _new_outputs(
