@@ -10,10 +10,10 @@ class IdMap {
  public:
   // The slot of `id`, a new one if the id was not seen before.
   int32_t slot(int64_t id) {
-    uint64_t at = hash(id) & mask_;
+    uint64_t at = place(id);
     while (slots_[at] >= 0) {
       if (ids_[slots_[at]] == id) return slots_[at];
-      at = (at + 1) & mask_;
+      at = next(at);
     }
     const auto added = static_cast<int32_t>(ids_.size());
     slots_[at] = added;
@@ -27,26 +27,26 @@ class IdMap {
   int32_t size() const { return static_cast<int32_t>(ids_.size()); }
 
  private:
-  // Ids are often multiples of a power of two (packed colours, class * 1000): all bits must reach
-  // the low ones.
-  static uint64_t hash(int64_t id) {
-    uint64_t h = static_cast<uint64_t>(id) * 0x9e3779b97f4a7c15u;
-    return h ^ (h >> 32);
+  // The product's high bits: the consecutive ids of most label maps fall far apart and rarely
+  // collide, and so do multiples of a power of two (packed colours, class * 1000).
+  uint64_t place(int64_t id) const {
+    return (static_cast<uint64_t>(id) * 0x9e3779b97f4a7c15u) >> shift_;
   }
+  uint64_t next(uint64_t at) const { return (at + 1) & (slots_.size() - 1); }
 
   void grow() {
     slots_.assign(2 * slots_.size(), -1);
-    mask_ = slots_.size() - 1;
+    --shift_;
     for (int32_t slot = 0; slot < size(); ++slot) {
-      uint64_t at = hash(ids_[slot]) & mask_;
-      while (slots_[at] >= 0) at = (at + 1) & mask_;
+      uint64_t at = place(ids_[slot]);
+      while (slots_[at] >= 0) at = next(at);
       slots_[at] = slot;
     }
   }
 
   std::vector<int64_t> ids_;
   std::vector<int32_t> slots_ = std::vector<int32_t>(64, -1);
-  uint64_t mask_ = 63;
+  int shift_ = 58;  // 64 less the number of bits of an index into slots_
 };
 
 }  // namespace instembed

@@ -42,16 +42,26 @@ uint32_t run_word(int32_t length, int32_t slot) {
   return static_cast<uint32_t>(length - 1) << 22 | (static_cast<uint32_t>(slot) & 0x3fffffu);
 }
 
-// A dense code of `size` words.
-void store_slot(uint32_t* words, int64_t size, int tile, int64_t at, int32_t slot) {
-  if (size == tile) {
-    words[at] = static_cast<uint32_t>(slot);
-  } else {
-    const int shift = 16 * (at & 1);
-    words[at / 2] = (words[at / 2] & ~(0xffffu << shift)) | (static_cast<uint32_t>(slot) & 0xffffu)
-                                                                << shift;
+// Writes a dense code of `size` words, slot after slot, over zeros.
+class DenseWriter {
+ public:
+  DenseWriter(uint32_t* words, int64_t size, int tile) : words_(words), wide_(size == tile) {}
+  void add(int32_t slot, int length = 1) {
+    const auto code = static_cast<uint32_t>(slot);
+    for (const int end = at_ + length; at_ < end; ++at_) {
+      if (wide_) {
+        words_[at_] = code;
+      } else {
+        words_[at_ / 2] |= (code & 0xffffu) << (16 * (at_ & 1));
+      }
+    }
   }
-}
+
+ private:
+  uint32_t* words_;
+  bool wide_;
+  int at_ = 0;
+};
 
 template <class L>
 void scan(Chunk& chunk, const L* labels, int64_t stride, int64_t pixels, int tile,
@@ -83,34 +93,35 @@ void scan(Chunk& chunk, const L* labels, int64_t stride, int64_t pixels, int til
     const int64_t size = code_size(count, tile, 0);
     chunk.words.resize(before + size, 0);
     uint32_t* words = chunk.words.data() + before;
-    for (int k = 0, at = 0; k < count; ++k) {
-      if (size <= tile / 4) words[k] = run_word(runs[k].length, runs[k].slot);
-      for (int j = 0; size > tile / 4 && j < runs[k].length; ++j, ++at) {
-        store_slot(words, size, tile, at, runs[k].slot);
-      }
+    if (size <= tile / 4) {
+      for (int k = 0; k < count; ++k) words[k] = run_word(runs[k].length, runs[k].slot);
+    } else {
+      DenseWriter dense(words, size, tile);
+      for (int k = 0; k < count; ++k) dense.add(runs[k].slot, runs[k].length);
     }
     chunk.words_per_tile.push_back(static_cast<int32_t>(size));
   }
 }
 
-// A tile's code with the image's slots in place of the chunk's.
-void recode(const TileCode& code, const std::vector<int32_t>& renumber, int64_t size,
+// The code of a tile of n pixels, with the image's slots in place of the chunk's.
+void recode(const TileCode& code, int n, const std::vector<int32_t>& renumber, int64_t size,
             uint32_t* words) {
   const auto slot_of = [&](int32_t slot) { return slot < 0 ? slot : renumber[slot]; };
-  int64_t k = 0, at = 0;
-  if (!code.is_runs()) {
-    int32_t slots[kMaxTile];
-    code.unpack(code.tile, slots);
-    for (int i = 0; i < code.tile; ++i) store_slot(words, size, code.tile, i, slot_of(slots[i]));
+  if (size <= code.tile / 4) {
+    int64_t k = 0;
+    code.for_each_run(
+        [&](int, int length, int32_t slot) { words[k++] = run_word(length, slot_of(slot)); });
     return;
   }
-  code.for_each_run([&](int, int length, int32_t slot) {
-    if (size <= code.tile / 4) {
-      words[k++] = run_word(length, slot_of(slot));
-      return;
-    }
-    for (int j = 0; j < length; ++j, ++at) store_slot(words, size, code.tile, at, slot_of(slot));
-  });
+  std::fill(words, words + size, 0u);
+  DenseWriter dense(words, size, code.tile);
+  if (code.is_runs()) {
+    code.for_each_run([&](int, int length, int32_t slot) { dense.add(slot_of(slot), length); });
+    return;
+  }
+  int32_t slots[kMaxTile];
+  code.unpack(n, slots);
+  for (int i = 0; i < n; ++i) dense.add(slot_of(slots[i]));
 }
 
 }  // namespace
@@ -192,7 +203,10 @@ LabelRuns::LabelRuns(const Array& labels, const Batch& batch, const TileGrid& gr
     const uint32_t* words = chunk.words.data();
     for (int64_t t = 0; t < chunk.tiles; ++t) {
       const int64_t index = grid.first[chunk.image] + chunk.first_tile + t;
-      recode({words, chunk.words_per_tile[t], tile_}, chunk.renumber,
+      const int64_t from = (chunk.first_tile + t) * tile_;
+      const auto pixels =
+          static_cast<int>(std::min<int64_t>(tile_, batch.count(chunk.image) - from));
+      recode({words, chunk.words_per_tile[t], tile_}, pixels, chunk.renumber,
              offsets[index + 1] - offsets[index], block_ + tiles_ + 1 + offsets[index]);
       words += chunk.words_per_tile[t];
     }
