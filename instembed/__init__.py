@@ -5,19 +5,27 @@ __version__ = "0.1.0"
 from instembed import reference
 from instembed.grouping import Grouping, mean_shift
 from instembed.losses import (
+    AssociativeEmbeddingLoss,
+    AssociativeEmbeddingTerms,
     DiscriminativeLoss,
     DiscriminativeTerms,
+    associative_embedding_loss,
+    associative_embedding_terms,
     discriminative_loss,
     discriminative_terms,
 )
 from instembed.readout import LabelStatistics, coco_results, detections, label_statistics
 
 __all__ = [
+    "AssociativeEmbeddingLoss",
+    "AssociativeEmbeddingTerms",
     "DiscriminativeLoss",
     "DiscriminativeTerms",
     "Grouping",
     "LabelStatistics",
     "MeanShift",
+    "associative_embedding_loss",
+    "associative_embedding_terms",
     "coco_results",
     "detections",
     "discriminative_loss",
