@@ -48,7 +48,7 @@ def people(
 
 def gather(tags: Tensor, keypoints: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
     """(B, P, K, L) tags at the joints, and which of them count."""
-    images, count, joints = visible.shape
+    images, _, joints = visible.shape
     height, width = tags.shape[2:]
     x, y = (keypoints.nan_to_num(-9.0) + 0.5).floor().long().unbind(-1)
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
