@@ -1,5 +1,11 @@
 """Throughput against pure-PyTorch references and the hardware's limit: `python -m benchmarks`."""
 
-from benchmarks import discriminative, label_statistics, mean_shift
+from benchmarks import associative_embedding, discriminative, gather_at, label_statistics, mean_shift
 
-ENTRIES = [*discriminative.ENTRIES, *mean_shift.ENTRIES, *label_statistics.ENTRIES]
+ENTRIES = [
+    *discriminative.ENTRIES,
+    *associative_embedding.ENTRIES,
+    *mean_shift.ENTRIES,
+    *label_statistics.ENTRIES,
+    *gather_at.ENTRIES,
+]

@@ -5,25 +5,44 @@ __version__ = "0.1.0"
 from instembed import reference
 from instembed.grouping import Grouping, mean_shift
 from instembed.losses import (
+    AssociativeEmbeddingLoss,
+    AssociativeEmbeddingTerms,
     DiscriminativeLoss,
     DiscriminativeTerms,
+    associative_embedding_loss,
+    associative_embedding_terms,
     discriminative_loss,
     discriminative_terms,
 )
-from instembed.readout import LabelStatistics, coco_results, detections, label_statistics
+from instembed.readout import (
+    LabelStatistics,
+    coco_results,
+    detections,
+    gather_at,
+    label_statistics,
+    location_read_points,
+    read_location_maps,
+)
 
 __all__ = [
+    "AssociativeEmbeddingLoss",
+    "AssociativeEmbeddingTerms",
     "DiscriminativeLoss",
     "DiscriminativeTerms",
     "Grouping",
     "LabelStatistics",
     "MeanShift",
+    "associative_embedding_loss",
+    "associative_embedding_terms",
     "coco_results",
     "detections",
     "discriminative_loss",
     "discriminative_terms",
+    "gather_at",
     "label_statistics",
+    "location_read_points",
     "mean_shift",
+    "read_location_maps",
     "reference",
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,11 +26,32 @@ def check_tensor(name: str, value: object) -> Tensor:
     return value
 
 
-def check_embeddings(name: str, value: object, *, points: bool) -> Tensor:
-    """(B, D, *spatial) with 1 to 3 spatial dimensions, or (N, D) where points are allowed."""
+def check_floating_tensor(name: str, value: object) -> Tensor:
     tensor = check_tensor(name, value)
     if tensor.dtype not in FLOATING:
         raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {tensor.dtype}")
+    return tensor
+
+
+def check_number_tensor(name: str, value: object) -> Tensor:
+    """Of a floating or an integer dtype."""
+    tensor = check_tensor(name, value)
+    if tensor.dtype not in FLOATING + INTEGER:
+        raise TypeError(f"{name} must have a floating or integer dtype, got {tensor.dtype}")
+    return tensor
+
+
+def check_flags(name: str, value: object) -> Tensor:
+    """Bool, or of an integer dtype where greater than 0 means true."""
+    tensor = check_tensor(name, value)
+    if tensor.dtype != torch.bool and tensor.dtype not in INTEGER:
+        raise TypeError(f"{name} must be bool or have an integer dtype, got {tensor.dtype}")
+    return tensor
+
+
+def check_embeddings(name: str, value: object, *, points: bool) -> Tensor:
+    """(B, D, *spatial) with 1 to 3 spatial dimensions, or (N, D) where points are allowed."""
+    tensor = check_floating_tensor(name, value)
     if tensor.dim() == 2 and points:
         if tensor.shape[1] < 1:
             raise ValueError(f"{name} must have at least one channel, got shape {tuple(tensor.shape)}")
@@ -65,6 +87,18 @@ def check_integer_tensor(name: str, value: object) -> Tensor:
     tensor = check_tensor(name, value)
     if tensor.dtype not in INTEGER:
         raise TypeError(f"{name} must have an integer dtype, got {tensor.dtype}")
+    return tensor
+
+
+def check_valid(valid: object, name: str, points: Tensor) -> Tensor:
+    """One flag for each of points (B, *P, S), which the user calls `name`."""
+    tensor = check_flags("valid", valid)
+    if tensor.shape != points.shape[:-1]:
+        raise ValueError(
+            f"valid must have shape {tuple(points.shape[:-1])} for {name} of shape {tuple(points.shape)}, "
+            f"got {tuple(tensor.shape)}"
+        )
+    check_same_device("valid", tensor, name, points)
     return tensor
 
 
@@ -110,7 +144,27 @@ def check_label_id(name: str, value: object) -> int | None:
     return None if value is None else check_integer(name, value)
 
 
+def check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
+
+
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     if isinstance(value, bool) or value not in choices:
         expected = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name} must be one of {expected}, got {value!r}")
+
+
+def check_indices(name: str, value: object, count: int) -> tuple[int, ...]:
+    """Integers from 0 to count - 1, in a list or tuple."""
+    indices = check_sequence(name, value)
+    for index in indices:
+        if not 0 <= check_integer(name, index) < count:
+            raise ValueError(f"{name} must be from 0 to {count - 1}, got {index}")
+    return indices
+
+
+def check_sequence(name: str, value: object) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{name} must be a list or tuple, got {type(value).__name__}")
+    return tuple(value)

@@ -43,6 +43,31 @@ def discriminative_backward(
     runs: Array,
     grad: Array,
 ) -> None: ...
+def associative_embedding_forward(
+    tags: Array,
+    keypoints: Array | None,
+    visible: Array,
+    terms: Array,
+    pixels: Array,
+    means: Array,
+    pushes: Array,
+    *,
+    hinge: bool,
+    sigma: float,
+    margin: float,
+    threads: int,
+) -> None: ...
+def associative_embedding_backward(
+    grad_terms: Array,
+    tags: Array,
+    pixels: Array,
+    means: Array,
+    pushes: Array,
+    grad: Array,
+    *,
+    gathered: bool,
+    threads: int,
+) -> None: ...
 
 class MeanShiftResult:
     @property
@@ -76,3 +101,17 @@ def label_statistics(
 ) -> LabelStatisticsResult: ...
 def fill_masks(labels: Array, ids: Array, masks: Array, *, threads: int) -> None: ...
 def encode_masks(labels: Array, ids: Array, *, threads: int) -> list[bytes]: ...
+def gather_at_forward(
+    features: Array, points: Array, valid: Array | None, values: Array, *, linear: bool, threads: int
+) -> None: ...
+def gather_at_backward(
+    grad_values: Array,
+    features: Array,
+    points: Array,
+    valid: Array | None,
+    grad_features: Array | None,
+    grad_points: Array | None,
+    *,
+    linear: bool,
+    threads: int,
+) -> None: ...

@@ -113,6 +113,58 @@ def test_detections(batch: tuple[Tensor, Tensor], masks: bool, rle: bool) -> Non
             assert torch.equal(image["masks"], ids == present[:, None, None])
 
 
+@st.composite
+def crowds(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
+    """Tag maps of any layout, and people whose joints may be anywhere."""
+    images, people, joints = draw(st.integers(0, 3)), draw(st.integers(0, 20)), draw(st.integers(1, 5))
+    height, width = draw(st.integers(0, 9)), draw(st.integers(0, 9))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    tags = draw(strided((images, joints * draw(st.integers(1, 4)), height, width)))
+    tags.copy_(torch.randn(tags.shape, generator=generator))
+    keypoints = draw(strided((images, people, joints, 2)))
+    keypoints.copy_(12 * torch.rand(keypoints.shape, generator=generator) - 1)
+    strange = st.sampled_from([float("nan"), float("inf"), -float("inf"), 1e30, -0.5, 2.5])
+    keypoints[torch.rand(keypoints.shape, generator=generator) < 0.1] = draw(strange)
+    visible = draw(strided((images, people, joints))).to(torch.int64)
+    visible.copy_(torch.randint(-1, 3, visible.shape, generator=generator))
+    return tags.to(draw(st.sampled_from(FLOATS))), keypoints, visible
+
+
+@EXAMPLES
+@given(crowds(), st.sampled_from(["exp", "hinge"]), st.sampled_from([0.01, 1.0, 100.0]))
+def test_associative_embedding(crowd: tuple[Tensor, Tensor, Tensor], kind: str, scale: float) -> None:
+    tags, keypoints, visible = crowd
+    options = {"kind": kind, "sigma": scale, "margin": scale}
+    ours, exact = tags.detach().requires_grad_(), tags.detach().double().requires_grad_()
+    loss = instembed.associative_embedding_loss(ours, keypoints, visible, **options)
+    expected = reference.associative_embedding_loss(exact, keypoints, visible, **options)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
+    loss.backward()
+    expected.backward()
+    atol = 1e-2 if tags.dtype in (torch.float16, torch.bfloat16) else 1e-6
+    torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=atol, atol=atol)
+
+
+@EXAMPLES
+@given(batches(), st.data(), st.sampled_from(["nearest", "bilinear"]))
+def test_gather_at(batch: tuple[Tensor, Tensor], data: st.DataObject, mode: str) -> None:
+    features = batch[0]
+    sizes = torch.tensor(features.shape[:1:-1])
+    points = data.draw(strided((len(features), data.draw(st.integers(0, 30)), len(sizes))))
+    points.copy_(torch.rand(points.shape) * (sizes + 2) - 1)
+    points[torch.rand(points.shape) < 0.3] = data.draw(st.sampled_from([-0.5, 0.0, 1.0, 1e30, float("nan")]))
+    valid = torch.randint(-1, 3, points.shape[:-1]) if data.draw(st.booleans()) else None
+    ours, exact = features.detach().requires_grad_(), features.detach().double().requires_grad_()
+    values = instembed.gather_at(ours, points, valid=valid, mode=mode)
+    expected = reference.gather_at(exact, points.double(), valid=valid, mode=mode)
+    rounding = {torch.float16: 2e-3, torch.bfloat16: 2e-2}.get(features.dtype, 1e-5)
+    scale = features.detach().double().abs().max().item() if features.numel() else 1.0
+    torch.testing.assert_close(values.double(), expected, rtol=0, atol=rounding * scale)
+    values.double().sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=rounding, atol=rounding)
+
+
 ANYTHING = st.one_of(
     st.none(),
     st.booleans(),
@@ -124,6 +176,7 @@ ANYTHING = st.one_of(
     st.sampled_from([torch.zeros(2, 3, 4, dtype=torch.complex64), torch.zeros(2, 3, 4, device="meta")]),
 )
 FUNCTIONS = {
+    "associative_embedding_loss": ["kind", "sigma", "margin", "pull_weight", "push_weight", "reduction"],
     "discriminative_loss": [
         "offsets",
         "delta_var",
@@ -134,9 +187,21 @@ FUNCTIONS = {
         "variance",
     ],
     "discriminative_terms": ["offsets", "delta_dist", "norm", "background"],
+    "gather_at": ["valid", "mode"],
+    "read_location_maps": ["limbs", "root"],
+    "location_read_points": ["limbs", "root"],
     "mean_shift": ["mask", "offsets", "seeding", "min_size", "max_instances", "leftovers", "max_iter", "tol"],
     "label_statistics": ["background", "ignore_index", "max_instances"],
     "detections": ["scores", "classes", "masks", "rle"],
+}
+
+
+COUNTS = {  # positional arguments, where they are not two
+    "associative_embedding_loss": 3,
+    "detections": 1,
+    "label_statistics": 1,
+    "location_read_points": 3,
+    "read_location_maps": 3,
 }
 
 
@@ -144,7 +209,7 @@ FUNCTIONS = {
 @given(st.data(), st.sampled_from(sorted(FUNCTIONS)))
 def test_nonsense_is_refused(data: st.DataObject, name: str) -> None:
     """Whatever comes, a function returns or raises ValueError or TypeError."""
-    count = 1 if name in ("label_statistics", "detections") else 2
+    count = COUNTS.get(name, 2)
     positional = [data.draw(ANYTHING) for _ in range(count)]
     options = {key: data.draw(ANYTHING) for key in data.draw(st.lists(st.sampled_from(FUNCTIONS[name])))}
     if any(isinstance(value, Tensor) and value.is_meta for value in [*positional, *options.values()]):

@@ -3,6 +3,8 @@
 
 #include <cstddef>
 
+#include "common/array.h"
+
 namespace instembed {
 
 // To be called before the first write to a large output. An allocator maps such a block afresh each
@@ -20,5 +22,8 @@ void stream_copy(void* target, const void* source, size_t bytes);
 
 // After a thread's last stream_copy: makes what it wrote visible to other threads in order.
 void end_stream();
+
+// Zeroes an array without gaps, in any order of its dimensions: a gradient that few places get.
+void fill_zero(const Array& array, int threads);
 
 }  // namespace instembed

@@ -3,8 +3,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "associative_embedding/associative_embedding.h"
 #include "detections/detections.h"
 #include "discriminative/discriminative.h"
+#include "gather_at/gather_at.h"
 #include "label_statistics/label_statistics.h"
 #include "mean_shift/mean_shift.h"
 #include "python/array_caster.h"
@@ -62,6 +64,33 @@ void bind_discriminative(py::module_& module) {
       py::arg("embeddings"), py::arg("labels"), py::arg("offsets"), py::arg("options"),
       py::arg("grad_terms"), py::arg("first"), py::arg("counts"), py::arg("vectors"),
       py::arg("runs"), py::arg("grad"));
+}
+
+void bind_associative_embedding(py::module_& module) {
+  using namespace associative_embedding;
+
+  module.def(
+      "associative_embedding_forward",
+      [](const Array& tags, const OptionalArray& keypoints, const Array& visible,
+         const Array& terms, const Array& pixels, const Array& means, const Array& pushes,
+         bool hinge, double sigma, double margin, int threads) {
+        const py::gil_scoped_release release;
+        forward(tags, pointer(keypoints), visible, {hinge, sigma, margin}, terms,
+                {pixels, means, pushes}, threads);
+      },
+      py::arg("tags"), py::arg("keypoints"), py::arg("visible"), py::arg("terms"),
+      py::arg("pixels"), py::arg("means"), py::arg("pushes"), py::kw_only(), py::arg("hinge"),
+      py::arg("sigma"), py::arg("margin"), py::arg("threads"));
+
+  module.def(
+      "associative_embedding_backward",
+      [](const Array& grad_terms, const Array& tags, const Array& pixels, const Array& means,
+         const Array& pushes, const Array& grad, bool gathered, int threads) {
+        const py::gil_scoped_release release;
+        backward(grad_terms, tags, {pixels, means, pushes}, gathered, grad, threads);
+      },
+      py::arg("grad_terms"), py::arg("tags"), py::arg("pixels"), py::arg("means"),
+      py::arg("pushes"), py::arg("grad"), py::kw_only(), py::arg("gathered"), py::arg("threads"));
 }
 
 void bind_mean_shift(py::module_& module) {
@@ -131,15 +160,44 @@ void bind_detections(py::module_& module) {
       py::arg("labels"), py::arg("ids"), py::kw_only(), py::arg("threads"));
 }
 
+void bind_gather_at(py::module_& module) {
+  using namespace gather_at;
+
+  module.def(
+      "gather_at_forward",
+      [](const Array& features, const Array& points, const OptionalArray& valid,
+         const Array& values, bool linear, int threads) {
+        const py::gil_scoped_release release;
+        forward(features, {points, pointer(valid), linear}, values, threads);
+      },
+      py::arg("features"), py::arg("points"), py::arg("valid"), py::arg("values"), py::kw_only(),
+      py::arg("linear"), py::arg("threads"));
+
+  module.def(
+      "gather_at_backward",
+      [](const Array& grad_values, const Array& features, const Array& points,
+         const OptionalArray& valid, const OptionalArray& grad_features,
+         const OptionalArray& grad_points, bool linear, int threads) {
+        const py::gil_scoped_release release;
+        backward(grad_values, features, {points, pointer(valid), linear}, pointer(grad_features),
+                 pointer(grad_points), threads);
+      },
+      py::arg("grad_values"), py::arg("features"), py::arg("points"), py::arg("valid"),
+      py::arg("grad_features"), py::arg("grad_points"), py::kw_only(), py::arg("linear"),
+      py::arg("threads"));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
   module.doc() = "The native core of instembed. Private: use the functions of the package.";
   module.attr("version") = INSTEMBED_VERSION;
+  bind_associative_embedding(module);
   bind_discriminative(module);
   bind_mean_shift(module);
   bind_label_statistics(module);
   bind_detections(module);
+  bind_gather_at(module);
 }
 
 }  // namespace instembed
