@@ -3,7 +3,7 @@
 __version__ = "0.1.0"
 
 from instembed import reference
-from instembed.grouping import Grouping, mean_shift
+from instembed.grouping import Grouping, Poses, group_keypoints, mean_shift
 from instembed.losses import (
     DiscriminativeLoss,
     DiscriminativeTerms,
@@ -18,10 +18,12 @@ __all__ = [
     "Grouping",
     "LabelStatistics",
     "MeanShift",
+    "Poses",
     "coco_results",
     "detections",
     "discriminative_loss",
     "discriminative_terms",
+    "group_keypoints",
     "label_statistics",
     "mean_shift",
     "reference",
