@@ -107,7 +107,7 @@ def group_by_tag(tags: Maps, x: Maps, y: Maps, scores: Maps) -> list[tuple[Table
         means = np.array([np.mean(person[1]) for person in people])
         distance = np.abs(candidates[:, None] - means)
         # The published parsers leave ties to scipy. The last term decides them as instembed does.
-        cost = np.round(distance) * 100 - joints[:, 2:] + 1e-6 * np.minimum(distance, 1)
+        cost = np.round(distance) * 100 - joints[:, 2:] + 1e-6 * np.minimum(distance, 1) ** 2
         matches = dict(zip(*linear_sum_assignment(cost), strict=True))
         for row in range(len(joints)):
             column = matches.get(row)

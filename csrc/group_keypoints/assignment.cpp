@@ -107,7 +107,7 @@ std::vector<int64_t> match(const std::vector<double>& distances, const std::vect
     const auto scored = static_cast<Cost>(std::nearbyint(std::min(score, kFar) * kScoreUnit));
     const double share = tag_threshold > 0 ? std::min(distance / tag_threshold, 1.0) : 0.0;
     return ((rounded * 100 * (Cost{1} << 32) - scored) * (Cost{1} << 40)) +
-           static_cast<Cost>(std::nearbyint(share * kTieUnit));
+           static_cast<Cost>(std::nearbyint(share * share * kTieUnit));
   };
   std::vector<Cost> costs(distances.size());
   const bool in_order = candidates <= people;  // the shorter side are the rows

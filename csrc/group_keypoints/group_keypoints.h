@@ -32,7 +32,7 @@ void group(const Array& heatmaps, const Array& tags, const Options& options, con
            int threads);
 
 // The person that each candidate goes to, or -1: as many pairs as there can be, at the least sum
-// of `round(distance) * 100 - score`; among those, at the least sum of min(distance, threshold).
+// of `round(distance) * 100 - score`; among those, at the least sum of min(distance, threshold)^2.
 // Distances are candidates x people.
 std::vector<int64_t> match(const std::vector<double>& distances, const std::vector<double>& scores,
                            double tag_threshold);

@@ -55,7 +55,7 @@ def group_keypoints(
     2. **People**, joint by joint in ``joint_order``: candidates are assigned to the people found so far, as
        many pairs as there can be, at the least total cost, ``round(d) * 100 - score`` for a pair whose tag is
        d away from the mean tag of the person's joints (half to even). Of assignments of equal cost the one
-       with the least sum of ``min(d, tag_threshold)`` is taken. A candidate that is in no pair, or in one with
+       with the least sum of ``min(d, tag_threshold) ** 2`` is taken. A candidate that is in no pair, or in one with
        d not below ``tag_threshold``, starts a new person.
     3. **Capacity**: any number of people take part. The ``max_people`` with the highest scores are returned,
        highest first (equals: the one that was started first).

@@ -140,13 +140,13 @@ def match(distances: list[list[float]], scores: list[float], tag_threshold: floa
     """The person of each candidate, or None: as many pairs as there can be, at the least total cost.
 
     The cost of a pair is ``round(distance) * 100 - score``, half to even. Rounding makes ties frequent; the
-    assignment with the least sum of ``min(distance, tag_threshold)`` is taken among those of equal cost.
+    assignment with the least sum of ``min(distance, tag_threshold) ** 2`` is taken among those of equal cost.
     """
 
     def cost(d: float, score: float) -> int:
         first = round(d) * 100 * _SCORE_UNIT - round(min(score, _FAR) * _SCORE_UNIT)
-        second = round(min(d / tag_threshold, 1.0) * _TIE_UNIT) if tag_threshold > 0 else 0
-        return (first << 40) + second
+        share = min(d / tag_threshold, 1.0) if tag_threshold > 0 else 0.0
+        return (first << 40) + round(share * share * _TIE_UNIT)
 
     costs = [[cost(d, score) for d in row] for row, score in zip(distances, scores, strict=True)]
     candidates, people = len(costs), len(costs[0]) if costs else 0
