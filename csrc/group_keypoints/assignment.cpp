@@ -103,11 +103,11 @@ std::vector<int64_t> match(const std::vector<double>& distances, const std::vect
 
   constexpr double kScoreUnit = 4294967296.0, kTieUnit = 16777216.0;  // 2^32, 2^24
   const auto cost = [&](double distance, double score) {
-    const auto rounded = static_cast<Cost>(std::nearbyint(distance));
-    const auto scored = static_cast<Cost>(std::nearbyint(std::min(score, kFar) * kScoreUnit));
+    const auto rounded = static_cast<int64_t>(std::nearbyint(distance));
+    const auto scored = static_cast<int64_t>(std::nearbyint(std::min(score, kFar) * kScoreUnit));
     const double share = tag_threshold > 0 ? std::min(distance / tag_threshold, 1.0) : 0.0;
-    return ((rounded * 100 * (Cost{1} << 32) - scored) * (Cost{1} << 40)) +
-           static_cast<Cost>(std::nearbyint(share * share * kTieUnit));
+    return ((Cost{rounded * 100} * (Cost{1} << 32) - scored) * (Cost{1} << 40)) +
+           static_cast<int64_t>(std::nearbyint(share * share * kTieUnit));
   };
   std::vector<Cost> costs(distances.size());
   const bool in_order = candidates <= people;  // the shorter side are the rows

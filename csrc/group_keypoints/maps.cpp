@@ -1,46 +1,61 @@
 #include "group_keypoints/maps.h"
 
 #include "common/simd.h"
-#include "common/tiles.h"
 
 namespace instembed::group_keypoints {
 namespace {
 
-template <class A>
-INSTEMBED_INLINE void copy_body(const Array& array, int64_t from, const Window& window, A* to,
-                                int64_t stride) {
-  dispatch_floating(array.dtype, "maps", [&](auto type) __attribute__((always_inline)) {
-    using T = decltype(type);
-    for (int64_t y = 0; y < window.rows; ++y) {
-      const T* row = array.as<const T>() + from + y * array.strides[2];
-      A* target = to + y * stride;
-      if (array.strides[3] == 1) {
-        for (int64_t x = 0; x < window.columns; ++x) target[x] = static_cast<A>(row[x]);
-      } else {
-        const int64_t step = array.strides[3];
-        for (int64_t x = 0; x < window.columns; ++x) target[x] = static_cast<A>(row[x * step]);
+constexpr int64_t kGroup = 16;
+
+template <class T, class A>
+INSTEMBED_INLINE void copy_body(const T* from, int64_t row_stride, int64_t column_stride,
+                                const Window& window, A* to, int64_t stride) {
+  for (int64_t y = 0; y < window.rows; ++y) {
+    const T* row = from + y * row_stride;
+    A* target = to + y * stride;
+    int64_t x = 0;
+    if (column_stride == 1) {  // windows are often small: no loop of unknown length for most of it
+      for (; x + kGroup <= window.columns; x += kGroup) {
+        for (int64_t i = 0; i < kGroup; ++i) target[x + i] = static_cast<A>(row[x + i]);
       }
     }
-  });
+    for (; x < window.columns; ++x) target[x] = static_cast<A>(row[x * column_stride]);
+  }
 }
 
-INSTEMBED_SIMD void copy_window(const Array& array, int64_t from, const Window& window, float* to,
-                                int64_t stride) {
-  copy_body(array, from, window, to, stride);
-}
-INSTEMBED_SIMD void copy_window(const Array& array, int64_t from, const Window& window, double* to,
-                                int64_t stride) {
-  copy_body(array, from, window, to, stride);
+#define INSTEMBED_COPY(T, A)                                                                \
+  INSTEMBED_SIMD void copy_window(const T* from, int64_t row_stride, int64_t column_stride, \
+                                  const Window& window, A* to, int64_t stride) {            \
+    copy_body(from, row_stride, column_stride, window, to, stride);                         \
+  }
+INSTEMBED_COPY(Half, float)
+INSTEMBED_COPY(BFloat16, float)
+INSTEMBED_COPY(float, float)
+INSTEMBED_COPY(double, float)
+INSTEMBED_COPY(Half, double)
+INSTEMBED_COPY(BFloat16, double)
+INSTEMBED_COPY(float, double)
+INSTEMBED_COPY(double, double)
+#undef INSTEMBED_COPY
+
+template <class A>
+void dispatch_copy(const Maps& maps, int64_t b, int64_t c, const Window& window, A* to,
+                   int64_t stride) {
+  const Array& array = maps.array;
+  dispatch_floating(array.dtype, "maps", [&](auto type) {
+    copy_window(array.as<const decltype(type)>() + maps.offset(b, c, window.y, window.x),
+                array.strides[2], array.strides[3], window, to, stride);
+  });
 }
 
 }  // namespace
 
 void Maps::copy(int64_t b, int64_t c, const Window& window, float* to, int64_t stride) const {
-  copy_window(array, offset(b, c, window.y, window.x), window, to, stride);
+  dispatch_copy(*this, b, c, window, to, stride);
 }
 
 void Maps::copy(int64_t b, int64_t c, const Window& window, double* to, int64_t stride) const {
-  copy_window(array, offset(b, c, window.y, window.x), window, to, stride);
+  dispatch_copy(*this, b, c, window, to, stride);
 }
 
 }  // namespace instembed::group_keypoints

@@ -61,40 +61,43 @@ INSTEMBED_SIMD void survey(Plane<double>* plane, double* highest) { survey_body(
 // pixels is compared with the same vector shifted to each place of the window, until no lane can be
 // a peak: mostly that is before the first.
 template <class A>
-INSTEMBED_INLINE void find_body(const Plane<A>& plane, A threshold, int64_t rows, int64_t columns,
-                                std::vector<Peak>* peaks) {
+INSTEMBED_INLINE void find_body(const Plane<A>& plane, const double* highest, A threshold,
+                                int64_t rows, int64_t columns, std::vector<Peak>* peaks) {
   using V = TileVec<A>;
   using Mask = vector_t<MaskLane<A>, kTileColumns>;
   const V floor = threshold - V{};
-  for (int64_t y = 0; y < plane.height; ++y) {
+  for (int64_t top = 0; top < plane.height; top += kTileRows) {
+    const int64_t bottom = std::min(top + kTileRows, plane.height);
     for (int64_t x = 0; x < plane.width; x += kTileColumns) {
-      const A* at = plane.row(y) + x;
-      const V v = load<V>(at);
-      Mask peak = v > floor;
-      if (!any_lane(peak)) continue;
-      for (int64_t step = 0; step <= 2 * rows && any_lane(peak); ++step) {
-        const int64_t dy = step % 2 ? (step + 1) / 2 : -step / 2;  // the nearest rows first
-        if (y + dy < 0 || y + dy >= plane.height) continue;
-        const A* other = at + dy * plane.stride;
-        const int64_t first_after = dy < 0 ? columns + 1 : (dy > 0 ? -columns : 0);
-        for (int64_t dx = -columns; dx < first_after; ++dx) peak &= v > load<V>(other + dx);
-        for (int64_t dx = first_after; dx <= columns; ++dx) peak &= v >= load<V>(other + dx);
-      }
-      if (!any_lane(peak)) continue;
-      for (int lane = 0; lane < kTileColumns; ++lane) {
-        if (peak[lane]) peaks->push_back({v[lane], y * plane.width + x + lane});
+      if (!(*highest++ > threshold)) continue;
+      for (int64_t y = top; y < bottom; ++y) {
+        const A* at = plane.row(y) + x;
+        const V v = load<V>(at);
+        Mask peak = v > floor;
+        for (int64_t step = 0; step <= 2 * rows && any_lane(peak); ++step) {
+          const int64_t dy = step % 2 ? (step + 1) / 2 : -step / 2;  // the nearest rows first
+          if (y + dy < 0 || y + dy >= plane.height) continue;
+          const A* other = at + dy * plane.stride;
+          const int64_t first_after = dy < 0 ? columns + 1 : (dy > 0 ? -columns : 0);
+          for (int64_t dx = -columns; dx < first_after; ++dx) peak &= v > load<V>(other + dx);
+          for (int64_t dx = first_after; dx <= columns; ++dx) peak &= v >= load<V>(other + dx);
+        }
+        if (!any_lane(peak)) continue;
+        for (int lane = 0; lane < kTileColumns; ++lane) {
+          if (peak[lane]) peaks->push_back({v[lane], y * plane.width + x + lane});
+        }
       }
     }
   }
 }
 
-INSTEMBED_SIMD void find(const Plane<float>& plane, float threshold, int64_t rows, int64_t columns,
-                         std::vector<Peak>* peaks) {
-  find_body(plane, threshold, rows, columns, peaks);
+INSTEMBED_SIMD void find(const Plane<float>& plane, const double* highest, float threshold,
+                         int64_t rows, int64_t columns, std::vector<Peak>* peaks) {
+  find_body(plane, highest, threshold, rows, columns, peaks);
 }
-INSTEMBED_SIMD void find(const Plane<double>& plane, double threshold, int64_t rows,
-                         int64_t columns, std::vector<Peak>* peaks) {
-  find_body(plane, threshold, rows, columns, peaks);
+INSTEMBED_SIMD void find(const Plane<double>& plane, const double* highest, double threshold,
+                         int64_t rows, int64_t columns, std::vector<Peak>* peaks) {
+  find_body(plane, highest, threshold, rows, columns, peaks);
 }
 
 // The largest A that is not above the threshold: no A lies between the two.
@@ -119,7 +122,8 @@ Candidates scan(const Maps& heatmaps, int64_t b, int64_t k, const Options& optio
   Candidates result;
   result.highest.resize(down * across);
   survey(&plane, result.highest.data());
-  find(plane, rounded_down<A>(options.peak_threshold), rows, columns, &result.peaks);
+  find(plane, result.highest.data(), rounded_down<A>(options.peak_threshold), rows, columns,
+       &result.peaks);
   return result;
 }
 

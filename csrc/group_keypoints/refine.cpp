@@ -56,32 +56,48 @@ INSTEMBED_SIMD double rate(const double* heat, const double* tags, const double*
                    : rate_body<false>(heat, tags, tag, dims, rates);
 }
 
-// A tile of the heatmap and of its tags; -inf in the heatmap beyond its edges, and where it or a
-// tag is not finite.
+// Takes pixels that are not finite, or have a tag that is not, out of the running.
+INSTEMBED_SIMD void drop_unusable(double* heat, double* tags, int64_t dims) {
+  const V nothing = splat(kNothing);
+  for (int64_t i = 0; i < kTilePixels; i += kLanes<double>) {
+    V value = load<V>(heat + i);
+    value = value - value == V{} ? value : nothing;
+    for (int64_t d = 0; d < dims; ++d) {
+      const V tag = load<V>(tags + d * kTilePixels + i);
+      value = tag - tag == V{} ? value : nothing;
+      store(tags + d * kTilePixels + i, tag - tag == V{} ? tag : V{});
+    }
+    store(heat + i, value);
+  }
+}
+
+// A tile of a heatmap and of its tags; -inf in the heatmap beyond the map's edges.
 struct Tile {
+  int64_t dims;
   std::vector<double> heat, tags;
 
-  explicit Tile(int64_t dims) : heat(kTilePixels), tags(dims * kTilePixels) {}
+  explicit Tile(int64_t dims) : dims(dims), heat(kTilePixels), tags(dims * kTilePixels) {}
 
   void load_from(const Maps& heatmaps, const Maps& maps, int64_t b, int64_t k,
                  const Window& window) {
-    const auto dims = static_cast<int64_t>(tags.size()) / kTilePixels;
     if (window.rows < kTileRows || window.columns < kTileColumns) {
       std::fill(heat.begin(), heat.end(), kNothing);
       std::fill(tags.begin(), tags.end(), 0.0);
     }
     heatmaps.copy(b, k, window, heat.data(), kTileColumns);
-    for (int64_t i = 0; i < kTilePixels; ++i) {
-      heat[i] = heat[i] - heat[i] == 0 ? heat[i] : kNothing;
-    }
     for (int64_t d = 0; d < dims; ++d) {
-      double* channel = tags.data() + d * kTilePixels;
-      maps.copy(b, k * dims + d, window, channel, kTileColumns);
-      for (int64_t i = 0; i < kTilePixels; ++i) {
-        heat[i] = channel[i] - channel[i] == 0 ? heat[i] : kNothing;
-        channel[i] = channel[i] - channel[i] == 0 ? channel[i] : 0.0;
-      }
+      maps.copy(b, k * dims + d, window, tags.data() + d * kTilePixels, kTileColumns);
     }
+    drop_unusable(heat.data(), tags.data(), dims);
+  }
+};
+
+// A tile of the map, waiting.
+struct Waiting {
+  double highest;
+  int64_t tile;
+  bool operator<(const Waiting& other) const {
+    return highest != other.highest ? highest < other.highest : tile > other.tile;
   }
 };
 
@@ -105,26 +121,25 @@ void find_missing(const Maps& heatmaps, const Maps& tags, int64_t b, int64_t k,
   const int64_t dims = tags.channels() / heatmaps.channels();
   const int64_t height = heatmaps.height(), width = heatmaps.width();
   const int64_t across = (width + kTileColumns - 1) / kTileColumns;
-  std::vector<int64_t> queue(highest.size());
-  for (size_t t = 0; t < queue.size(); ++t) queue[t] = static_cast<int64_t>(t);
-  const auto later = [&](int64_t s, int64_t t) {
-    return highest[s] != highest[t] ? highest[s] < highest[t] : s > t;
-  };
-  std::make_heap(queue.begin(), queue.end(), later);
+  std::vector<Waiting> queue;
+  for (size_t t = 0; t < highest.size(); ++t) {
+    if (highest[t] > kNothing) queue.push_back({highest[t], static_cast<int64_t>(t)});
+  }
+  std::make_heap(queue.begin(), queue.end());
 
   Tile tile(dims);
   std::vector<double> rates(kTilePixels);
   double least = kNothing;  // of what people have found
-  while (!queue.empty() && highest[queue.front()] >= least && highest[queue.front()] > kNothing) {
-    const int64_t t = queue.front();
-    std::pop_heap(queue.begin(), queue.end(), later);
+  while (!queue.empty() && queue.front().highest >= least) {
+    const Waiting next = queue.front();
+    std::pop_heap(queue.begin(), queue.end());
     queue.pop_back();
-    const int64_t y = t / across * kTileRows, x = t % across * kTileColumns;
+    const int64_t y = next.tile / across * kTileRows, x = next.tile % across * kTileColumns;
     const Window window{y, x, std::min(kTileRows, height - y), std::min(kTileColumns, width - x)};
     tile.load_from(heatmaps, tags, b, k, window);
     least = std::numeric_limits<double>::infinity();
     for (Search& search : searches) {
-      if (highest[t] >= search.best) {
+      if (next.highest >= search.best) {
         const double best =
             rate(tile.heat.data(), tile.tags.data(), search.person->tag.data(), dims, rates.data());
         if (best >= search.best && best > kNothing) {
