@@ -22,8 +22,8 @@ IMAGES = {"crowd": 8, "crowd, 1 image": 1}
 def crowd(images: int, people: int = PEOPLE, size: int = SIZE, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Heatmaps and tags (images, 17, size, size) as a trained network gives them.
 
-    A joint in five is hidden: no peak, but a trace below the threshold and the tags of its person. Two peaks a
-    map are nobody's. Elsewhere heatmaps are noise, and tags vary smoothly around 0.
+    A joint in five is hidden: no peak, but a trace below the threshold and the tags of its person. Two peaks
+    a map are nobody's. Elsewhere heatmaps are noise, and tags vary smoothly around 0.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -62,7 +62,7 @@ Table = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def common_parser(heatmaps: Tensor, tags: Tensor, every_joint: bool = True) -> list[Table]:
-    """(people, K, 3) x, y and score for each image, with one tag dimension, as the published parsers go about it.
+    """(people, K, 3) x, y and score for each image, with one tag dimension, as the published parsers do it.
 
     They search the maps for every joint of every person, and then keep what was missing; without
     `every_joint` only for those.

@@ -63,7 +63,6 @@ def mean_shift(
     tol: float,
     threads: int,
 ) -> MeanShiftResult: ...
-
 def group_keypoints(
     heatmaps: Array,
     tags: Array,

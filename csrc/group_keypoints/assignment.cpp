@@ -100,6 +100,10 @@ std::vector<int64_t> match(const std::vector<double>& distances, const std::vect
   const auto people = static_cast<int64_t>(distances.size()) / candidates;
   expect(people * candidates == static_cast<int64_t>(distances.size()),
          "distances: expected candidates x people");
+  for (const double distance : distances) {
+    expect(distance >= 0 && distance <= kFar, "distances: expected numbers from 0 to 2^30");
+  }
+  for (const double score : scores) expect(score >= 0, "scores: expected numbers from 0 on");
 
   constexpr double kScoreUnit = 4294967296.0, kTieUnit = 16777216.0;  // 2^32, 2^24
   const auto cost = [&](double distance, double score) {

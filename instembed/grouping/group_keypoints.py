@@ -47,28 +47,28 @@ def group_keypoints(
     adjust: bool = True,
     refine: bool = True,
 ) -> Poses:
-    r"""Groups the peaks of heatmaps into people by their tags (Newell, Huang and Deng 2017, arXiv 1611.05424).
+    r"""Groups the peaks of heatmaps into people by tags (Newell, Huang and Deng 2017, arXiv 1611.05424).
 
     1. **Peaks** of each heatmap: pixels above ``peak_threshold`` than which none is higher in the
        ``nms`` x ``nms`` window around them. Of equal pixels in a window the first in row-major order counts.
        The ``max_people`` highest of each joint are candidates (equals: the first).
     2. **People**, joint by joint in ``joint_order``: candidates are assigned to the people found so far, as
-       many pairs as there can be, at the least total cost, ``round(d) * 100 - score`` for a pair whose tag is
-       d away from the mean tag of the person's joints (half to even). Of assignments of equal cost the one
-       with the least sum of ``min(d, tag_threshold) ** 2`` is taken. A candidate that is in no pair, or in one with
-       d not below ``tag_threshold``, starts a new person.
+       many pairs as there can be, at the least total cost, ``round(d) * 100 - score`` for a pair whose tag
+       is d away from the mean tag of the person's joints (half to even). Of assignments of equal cost the one
+       with the least sum of ``min(d, tag_threshold) ** 2`` is taken. A candidate that is in no pair, or in
+       one with d not below ``tag_threshold``, starts a new person.
     3. **Capacity**: any number of people take part. The ``max_people`` with the highest scores are returned,
        highest first (equals: the one that was started first).
     4. ``refine``: for a joint without a peak, the pixel of the whole map with the largest
        ``heatmap - round(d)`` (equals: the first), if the heatmap is above 0 there.
-    5. ``adjust``: each joint moves by a quarter of a pixel towards the higher neighbour on each axis; it stays
-       where neighbours are equal, or one is missing.
+    5. ``adjust``: each joint moves by a quarter of a pixel towards the higher neighbour on each axis. It
+       stays where neighbours are equal, or one is missing.
 
     Args:
-        heatmaps: (B, K, H, W), scores from 0 on, higher where joint k is likelier. float32, float64, float16 or
-            bfloat16, with any strides (nothing is copied).
-        tags: (B, K * L, H, W), the L dimensions of joint k in channels k * L to k * L + L - 1. (B, K, H, W) is
-            L = 1. Any of the four types.
+        heatmaps: (B, K, H, W), scores from 0 on, higher where joint k is likelier. float32, float64, float16
+            or bfloat16, with any strides (nothing is copied).
+        tags: (B, K * L, H, W), the L dimensions of joint k in channels k * L to k * L + L - 1; for L = 1 that
+            is (B, K, H, W). Any of the four types.
         max_people: capacity P of the outputs, and of candidates of each joint (paper: 30).
         peak_threshold: from 0 on (the common parsers: 0.1).
         tag_threshold: from 0 on, in units of the tags (paper: 1).
@@ -78,13 +78,13 @@ def group_keypoints(
         adjust, refine: whether to take these steps.
 
     Returns:
-        :class:`Poses` ``(keypoints, scores, tags, num_people, keypoint_scores)`` of float32 (float64 for float64
-        heatmaps). A person's score is the mean over all K joints of the heatmap at its peaks, where a joint
-        without a peak counts 0: a lone joint does not outrank a whole person. What ``refine`` found counts
-        nothing there, and is not part of the person's tag.
+        :class:`Poses` ``(keypoints, scores, tags, num_people, keypoint_scores)`` of float32 (float64 for
+        float64 heatmaps). A person's score is the mean over all K joints of the heatmap at its peaks, where a
+        joint without a peak counts 0: a lone joint does not outrank a whole person. What ``refine`` found
+        counts nothing there, and is not part of the person's tag.
 
-        Pixels that are NaN or infinite are no peaks and hide none; nor is a pixel with a tag that is not
-        finite ever part of a person. Tag distances, means and costs are in float64. Nothing has a gradient. The
+        Pixels that are NaN or infinite are no peaks and hide none; a pixel with a tag that is not finite is
+        never part of a person. Tag distances, means and costs are in float64. Nothing has a gradient. The
         result does not depend on the number of threads.
 
     Raises:

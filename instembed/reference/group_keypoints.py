@@ -1,4 +1,4 @@
-"""Grouping of keypoints by their tags, by its definition: one pixel rule, one assignment, one person at a time."""
+"""Grouping of keypoints by their tags, by its definition: one joint and one person at a time, in float64."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from instembed.grouping.group_keypoints import Poses, default_joint_order
 _FAR = 2.0**30  # what is farther than this in tag space, or scores higher, is not told apart
 _SCORE_UNIT = 2**32  # scores count in units of 2^-32 in the assignment, so that its sums are exact
 _TIE_UNIT = 2**24
+_NONE = -1
 
 
 @dataclass
@@ -71,9 +72,13 @@ def group_keypoints(
         keypoint_scores=new(images, max_people, joints, dtype=dtype),
     )
     for b in range(images):
-        peaks = [find_peaks(heat[b, k], tags_of[b, k], peak_threshold, nms)[:max_people] for k in range(joints)]
+        peaks = [
+            find_peaks(heat[b, k], tags_of[b, k], peak_threshold, nms)[:max_people] for k in range(joints)
+        ]
         people = group_peaks(peaks, order, tag_threshold)
-        people.sort(key=lambda person: -score_of(person, joints))  # stable: equals stay in order of their start
+        people.sort(
+            key=lambda person: -score_of(person, joints)
+        )  # stable: equals stay in order of their start
         poses.num_people[b] = min(len(people), max_people)
         for p, person in enumerate(people[:max_people]):
             poses.scores[b, p] = score_of(person, joints)
@@ -92,9 +97,9 @@ def group_keypoints(
 def find_peaks(heatmap: Tensor, tags: Tensor, threshold: float, window: int) -> list[Joint]:
     """Pixels above the threshold than which none in the window around them is higher, highest first.
 
-    Of equal pixels only the first in row-major order counts: a pixel with an equal one before it in its window
-    is no peak. So a plateau, if it is convex, is one peak, whatever its size. A pixel with a tag that is not
-    finite is no peak, though it hides others.
+    Of equal pixels only the first in row-major order counts: a pixel with an equal one before it in its
+    window is no peak. So a plateau, if it is convex, is one peak, whatever its size. A pixel with a tag that
+    is not finite is no peak, though it hides others.
     """
     height, width = heatmap.shape
     reach = window // 2
@@ -153,7 +158,9 @@ def match(distances: list[list[float]], scores: list[float], tag_threshold: floa
     if candidates <= people:
         return list(least_cost_assignment(costs))
     matches: list[int | None] = [None] * candidates
-    for p, candidate in enumerate(least_cost_assignment([list(column) for column in zip(*costs, strict=True)])):
+    for p, candidate in enumerate(
+        least_cost_assignment([list(column) for column in zip(*costs, strict=True)])
+    ):
         matches[candidate] = p
     return matches
 
@@ -164,30 +171,28 @@ def least_cost_assignment(costs: list[list[int]]) -> list[int]:
     Shortest augmenting paths (Jonker and Volgenant, 1987). All ties go to the lower index.
     """
     columns = len(costs[0]) if costs else 0
-    column_of: list[int | None] = [None] * len(costs)
-    row_of: list[int | None] = [None] * columns
-    row_price = [min(row) for row in costs]
-    column_price = [0] * columns
+    column_of, row_of = [_NONE] * len(costs), [_NONE] * columns
+    row_price, column_price = [min(row) for row in costs], [0] * columns
     for i, row in enumerate(costs):  # each row takes its cheapest column, if that is free
         j = row.index(row_price[i])
-        if row_of[j] is None:
+        if row_of[j] == _NONE:
             column_of[i], row_of[j] = j, i
-    for start in [i for i, j in enumerate(column_of) if j is None]:
+    for start in [i for i, j in enumerate(column_of) if j == _NONE]:
         # Dijkstra's algorithm from the row to the nearest free column, over reduced costs.
-        length: list[int | None] = [None] * columns
-        via = [start] * columns
-        done: list[int] = []
+        length: dict[int, int] = {}
+        via: dict[int, int] = {}
+        waiting, done = list(range(columns)), []
         i, reached = start, 0
         while True:
-            for j in range(columns):
-                if j not in done:
-                    through = reached + costs[i][j] - row_price[i] - column_price[j]
-                    if length[j] is None or through < length[j]:
-                        length[j], via[j] = through, i
-            end = min((j for j in range(columns) if j not in done), key=lambda j: length[j])
+            for j in waiting:
+                through = reached + costs[i][j] - row_price[i] - column_price[j]
+                if j not in length or through < length[j]:
+                    length[j], via[j] = through, i
+            end = min(waiting, key=length.__getitem__)
             reached = length[end]
-            if row_of[end] is None:
+            if row_of[end] == _NONE:
                 break
+            waiting.remove(end)
             done.append(end)
             i = row_of[end]
         row_price[start] += reached
@@ -195,11 +200,9 @@ def least_cost_assignment(costs: list[list[int]]) -> list[int]:
             column_price[j] -= reached - length[j]
             row_price[row_of[j]] += reached - length[j]
         j = end
-        while True:  # each row on the path moves on by one column
+        while j != _NONE:  # each row on the path moves on by one column
             i = via[j]
             row_of[j], column_of[i], j = i, j, column_of[i]
-            if i == start:
-                break
     return column_of
 
 
@@ -215,8 +218,8 @@ def score_of(person: Person, joints: int) -> float:
 def search(heatmap: Tensor, tags: Tensor, person: list[float]) -> Joint | None:
     """The pixel, the first of equals, with the largest ``heatmap - round(|tag - person's mean tag|)``.
 
-    None where the heatmap is not positive there. Pixels that are not finite, or have a tag that is not, take no
-    part.
+    None where the heatmap is not positive there. Pixels that are not finite, or have a tag that is not, take
+    no part.
     """
     squares = torch.zeros_like(heatmap)
     for channel, mean in zip(tags, person, strict=True):
