@@ -1,9 +1,10 @@
 """Throughput against pure-PyTorch references and the hardware's limit: `python -m benchmarks`."""
 
-from benchmarks import discriminative, group_keypoints, label_statistics, mean_shift
+from benchmarks import associative_embedding, discriminative, group_keypoints, label_statistics, mean_shift
 
 ENTRIES = [
     *discriminative.ENTRIES,
+    *associative_embedding.ENTRIES,
     *mean_shift.ENTRIES,
     *group_keypoints.ENTRIES,
     *label_statistics.ENTRIES,

@@ -5,20 +5,28 @@ __version__ = "0.1.0"
 from instembed import reference
 from instembed.grouping import Grouping, Poses, group_keypoints, mean_shift
 from instembed.losses import (
+    AssociativeEmbeddingLoss,
+    AssociativeEmbeddingTerms,
     DiscriminativeLoss,
     DiscriminativeTerms,
+    associative_embedding_loss,
+    associative_embedding_terms,
     discriminative_loss,
     discriminative_terms,
 )
 from instembed.readout import LabelStatistics, coco_results, detections, label_statistics
 
 __all__ = [
+    "AssociativeEmbeddingLoss",
+    "AssociativeEmbeddingTerms",
     "DiscriminativeLoss",
     "DiscriminativeTerms",
     "Grouping",
     "LabelStatistics",
     "MeanShift",
     "Poses",
+    "associative_embedding_loss",
+    "associative_embedding_terms",
     "coco_results",
     "detections",
     "discriminative_loss",

@@ -25,11 +25,32 @@ def check_tensor(name: str, value: object) -> Tensor:
     return value
 
 
-def check_embeddings(name: str, value: object, *, points: bool) -> Tensor:
-    """(B, D, *spatial) with 1 to 3 spatial dimensions, or (N, D) where points are allowed."""
+def check_floating_tensor(name: str, value: object) -> Tensor:
     tensor = check_tensor(name, value)
     if tensor.dtype not in FLOATING:
         raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {tensor.dtype}")
+    return tensor
+
+
+def check_number_tensor(name: str, value: object) -> Tensor:
+    """Of a floating or an integer dtype."""
+    tensor = check_tensor(name, value)
+    if tensor.dtype not in FLOATING + INTEGER:
+        raise TypeError(f"{name} must have a floating or integer dtype, got {tensor.dtype}")
+    return tensor
+
+
+def check_flags(name: str, value: object) -> Tensor:
+    """Bool, or of an integer dtype where greater than 0 means true."""
+    tensor = check_tensor(name, value)
+    if tensor.dtype != torch.bool and tensor.dtype not in INTEGER:
+        raise TypeError(f"{name} must be bool or have an integer dtype, got {tensor.dtype}")
+    return tensor
+
+
+def check_embeddings(name: str, value: object, *, points: bool) -> Tensor:
+    """(B, D, *spatial) with 1 to 3 spatial dimensions, or (N, D) where points are allowed."""
+    tensor = check_floating_tensor(name, value)
     if tensor.dim() == 2 and points:
         if tensor.shape[1] < 1:
             raise ValueError(f"{name} must have at least one channel, got shape {tuple(tensor.shape)}")

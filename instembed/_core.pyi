@@ -43,6 +43,31 @@ def discriminative_backward(
     runs: Array,
     grad: Array,
 ) -> None: ...
+def associative_embedding_forward(
+    tags: Array,
+    keypoints: Array | None,
+    visible: Array,
+    terms: Array,
+    pixels: Array,
+    means: Array,
+    pushes: Array,
+    *,
+    hinge: bool,
+    sigma: float,
+    margin: float,
+    threads: int,
+) -> None: ...
+def associative_embedding_backward(
+    grad_terms: Array,
+    tags: Array,
+    pixels: Array,
+    means: Array,
+    pushes: Array,
+    grad: Array,
+    *,
+    gathered: bool,
+    threads: int,
+) -> None: ...
 
 class MeanShiftResult:
     @property

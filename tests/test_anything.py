@@ -113,6 +113,38 @@ def test_detections(batch: tuple[Tensor, Tensor], masks: bool, rle: bool) -> Non
             assert torch.equal(image["masks"], ids == present[:, None, None])
 
 
+@st.composite
+def crowds(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
+    """Tag maps of any layout, and people whose joints may be anywhere."""
+    images, people, joints = draw(st.integers(0, 3)), draw(st.integers(0, 20)), draw(st.integers(1, 5))
+    height, width = draw(st.integers(0, 9)), draw(st.integers(0, 9))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    tags = draw(strided((images, joints * draw(st.integers(1, 4)), height, width)))
+    tags.copy_(torch.randn(tags.shape, generator=generator))
+    keypoints = draw(strided((images, people, joints, 2)))
+    keypoints.copy_(12 * torch.rand(keypoints.shape, generator=generator) - 1)
+    strange = st.sampled_from([float("nan"), float("inf"), -float("inf"), 1e30, -0.5, 2.5])
+    keypoints[torch.rand(keypoints.shape, generator=generator) < 0.1] = draw(strange)
+    visible = draw(strided((images, people, joints))).to(torch.int64)
+    visible.copy_(torch.randint(-1, 3, visible.shape, generator=generator))
+    return tags.to(draw(st.sampled_from(FLOATS))), keypoints, visible
+
+
+@EXAMPLES
+@given(crowds(), st.sampled_from(["exp", "hinge"]), st.sampled_from([0.01, 1.0, 100.0]))
+def test_associative_embedding(crowd: tuple[Tensor, Tensor, Tensor], kind: str, scale: float) -> None:
+    tags, keypoints, visible = crowd
+    options = {"kind": kind, "sigma": scale, "margin": scale}
+    ours, exact = tags.detach().requires_grad_(), tags.detach().double().requires_grad_()
+    loss = instembed.associative_embedding_loss(ours, keypoints, visible, **options)
+    expected = reference.associative_embedding_loss(exact, keypoints, visible, **options)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
+    loss.backward()
+    expected.backward()
+    atol = 1e-2 if tags.dtype in (torch.float16, torch.bfloat16) else 1e-6
+    torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=atol, atol=atol)
+
+
 ANYTHING = st.one_of(
     st.none(),
     st.booleans(),
@@ -124,6 +156,7 @@ ANYTHING = st.one_of(
     st.sampled_from([torch.zeros(2, 3, 4, dtype=torch.complex64), torch.zeros(2, 3, 4, device="meta")]),
 )
 FUNCTIONS = {
+    "associative_embedding_loss": ["kind", "sigma", "margin", "pull_weight", "push_weight", "reduction"],
     "discriminative_loss": [
         "offsets",
         "delta_var",
@@ -145,7 +178,7 @@ FUNCTIONS = {
 @given(st.data(), st.sampled_from(sorted(FUNCTIONS)))
 def test_nonsense_is_refused(data: st.DataObject, name: str) -> None:
     """Whatever comes, a function returns or raises ValueError or TypeError."""
-    count = 1 if name in ("label_statistics", "detections") else 2
+    count = {"label_statistics": 1, "detections": 1, "associative_embedding_loss": 3}.get(name, 2)
     positional = [data.draw(ANYTHING) for _ in range(count)]
     options = {key: data.draw(ANYTHING) for key in data.draw(st.lists(st.sampled_from(FUNCTIONS[name])))}
     if any(isinstance(value, Tensor) and value.is_meta for value in [*positional, *options.values()]):

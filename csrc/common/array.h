@@ -16,6 +16,11 @@ inline const char* name(DType dtype) {
   return names[static_cast<int>(dtype)];
 }
 
+inline int64_t item_size(DType dtype) {
+  constexpr int64_t sizes[] = {2, 2, 4, 8, 1, 2, 4, 8, 1, 2, 4, 8};
+  return sizes[static_cast<int>(dtype)];
+}
+
 struct Array {
   static constexpr int kMaxDims = 8;
 

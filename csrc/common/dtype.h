@@ -70,6 +70,16 @@ struct Accumulator<double> {
 template <class T>
 using accumulator_t = typename Accumulator<T>::type;
 
+// A sum, rounded to an element.
+template <class T>
+inline T rounded(double value) {
+  if constexpr (sizeof(T) == 2) {
+    return T::from(static_cast<float>(value));
+  } else {
+    return static_cast<T>(value);
+  }
+}
+
 template <class F>
 decltype(auto) dispatch_floating(DType dtype, const char* what, F&& f) {
   switch (dtype) {

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "associative_embedding/associative_embedding.h"
 #include "detections/detections.h"
 #include "discriminative/discriminative.h"
 #include "group_keypoints/group_keypoints.h"
@@ -63,6 +64,33 @@ void bind_discriminative(py::module_& module) {
       py::arg("embeddings"), py::arg("labels"), py::arg("offsets"), py::arg("options"),
       py::arg("grad_terms"), py::arg("first"), py::arg("counts"), py::arg("vectors"),
       py::arg("runs"), py::arg("grad"));
+}
+
+void bind_associative_embedding(py::module_& module) {
+  using namespace associative_embedding;
+
+  module.def(
+      "associative_embedding_forward",
+      [](const Array& tags, const OptionalArray& keypoints, const Array& visible,
+         const Array& terms, const Array& pixels, const Array& means, const Array& pushes,
+         bool hinge, double sigma, double margin, int threads) {
+        const py::gil_scoped_release release;
+        forward(tags, pointer(keypoints), visible, {hinge, sigma, margin}, terms,
+                {pixels, means, pushes}, threads);
+      },
+      py::arg("tags"), py::arg("keypoints"), py::arg("visible"), py::arg("terms"),
+      py::arg("pixels"), py::arg("means"), py::arg("pushes"), py::kw_only(), py::arg("hinge"),
+      py::arg("sigma"), py::arg("margin"), py::arg("threads"));
+
+  module.def(
+      "associative_embedding_backward",
+      [](const Array& grad_terms, const Array& tags, const Array& pixels, const Array& means,
+         const Array& pushes, const Array& grad, bool gathered, int threads) {
+        const py::gil_scoped_release release;
+        backward(grad_terms, tags, {pixels, means, pushes}, gathered, grad, threads);
+      },
+      py::arg("grad_terms"), py::arg("tags"), py::arg("pixels"), py::arg("means"),
+      py::arg("pushes"), py::arg("grad"), py::kw_only(), py::arg("gathered"), py::arg("threads"));
 }
 
 void bind_mean_shift(py::module_& module) {
@@ -161,6 +189,7 @@ void bind_detections(py::module_& module) {
 PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
   module.doc() = "The native core of instembed. Private: use the functions of the package.";
   module.attr("version") = INSTEMBED_VERSION;
+  bind_associative_embedding(module);
   bind_discriminative(module);
   bind_mean_shift(module);
   bind_group_keypoints(module);

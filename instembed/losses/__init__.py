@@ -1,5 +1,11 @@
 """Losses: one module each, with its function, its nn.Module and its op."""
 
+from instembed.losses.associative_embedding import (
+    AssociativeEmbeddingLoss,
+    AssociativeEmbeddingTerms,
+    associative_embedding_loss,
+    associative_embedding_terms,
+)
 from instembed.losses.discriminative import (
     DiscriminativeLoss,
     DiscriminativeTerms,
@@ -7,4 +13,13 @@ from instembed.losses.discriminative import (
     discriminative_terms,
 )
 
-__all__ = ["DiscriminativeLoss", "DiscriminativeTerms", "discriminative_loss", "discriminative_terms"]
+__all__ = [
+    "AssociativeEmbeddingLoss",
+    "AssociativeEmbeddingTerms",
+    "DiscriminativeLoss",
+    "DiscriminativeTerms",
+    "associative_embedding_loss",
+    "associative_embedding_terms",
+    "discriminative_loss",
+    "discriminative_terms",
+]

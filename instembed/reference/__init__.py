@@ -1,11 +1,14 @@
 """Every op in plain, differentiable PyTorch: what the kernels are tested against. Slow, readable, right."""
 
+from instembed.reference.associative_embedding import associative_embedding_loss, associative_embedding_terms
 from instembed.reference.discriminative import discriminative_loss, discriminative_terms
 from instembed.reference.group_keypoints import group_keypoints
 from instembed.reference.label_statistics import label_statistics
 from instembed.reference.mean_shift import mean_shift
 
 __all__ = [
+    "associative_embedding_loss",
+    "associative_embedding_terms",
     "discriminative_loss",
     "discriminative_terms",
     "group_keypoints",

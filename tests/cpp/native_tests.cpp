@@ -12,6 +12,7 @@
 #include <random>
 #include <vector>
 
+#include "associative_embedding/associative_embedding.h"
 #include "common/dtype.h"
 #include "detections/detections.h"
 #include "discriminative/discriminative.h"
@@ -209,6 +210,55 @@ void test_label_statistics(int64_t images, int64_t height, int64_t width) {
   CHECK(foreground == measured);
 }
 
+// Coordinates in and around an image, whole and not.
+void fill_points(Buffer& points, double reach) {
+  const double strange[] = {NAN, INFINITY, -INFINITY, 1e300, -0.5, 0.49999999999999994};
+  std::uniform_real_distribution<double> place(-2, reach + 2);
+  for (int64_t i = 0; i < points.size(); ++i) {
+    points.as<double>()[i] = draw(0, 9) ? place(generator) : strange[draw(0, 5)];
+  }
+}
+
+void test_associative_embedding(DType dtype, int64_t images, int64_t people, int64_t joints,
+                                int64_t tag, int64_t height, int64_t width, bool interleaved,
+                                bool gathered) {
+  using namespace associative_embedding;
+  const std::vector<int64_t> shape =
+      gathered ? std::vector<int64_t>{images, people, joints, tag}
+               : std::vector<int64_t>{images, joints * tag, height, width};
+  const std::vector<int> layout =
+      interleaved ? std::vector<int>{0, 2, 3, 1} : std::vector<int>{0, 1, 2, 3};
+  Buffer tags(dtype, shape, layout), keypoints(DType::f64, {images, people, joints, 2});
+  fill_normal(tags, dtype);
+  fill_points(keypoints, static_cast<double>(std::max(height, width)));
+  Buffer visible = make_labels({images, people, joints}, 2, 3);
+  const Push push(draw(0, 1) == 1, 0.7, 1.0);
+  std::vector<std::vector<char>> results;
+  for (const int threads : {1, 2}) {
+    Buffer terms(accumulation(dtype), {images, 2}), grad_terms(accumulation(dtype), {images, 2});
+    Buffer pixels(DType::i64, {images, people, joints});
+    Buffer means(DType::f64, {images, people, tag}), pushes(DType::f64, {images, people, tag});
+    const State state{pixels, means, pushes};
+    forward(tags, gathered ? nullptr : &keypoints, visible, push, terms, state, threads);
+    std::memcpy(grad_terms.as<char>(), terms.raw(), terms.bytes());
+    Buffer grad(dtype, shape, layout);
+    backward(grad_terms, tags, state, gathered, grad, threads);
+    std::vector<char> bits(terms.raw(), terms.raw() + terms.bytes());
+    bits.insert(bits.end(), grad.raw(), grad.raw() + grad.bytes());
+    results.push_back(std::move(bits));
+    if (pixels.size() == 0) continue;
+    pixels.as<int64_t>()[draw(0, pixels.size() - 1)] = draw(0, 1) ? -2 : INT64_MAX;
+    bool refused = false;
+    try {
+      backward(grad_terms, tags, state, gathered, grad, threads);
+    } catch (const std::invalid_argument&) {
+      refused = true;
+    }
+    CHECK(refused);
+  }
+  CHECK(results[0] == results[1]);
+}
+
 void test_group_keypoints(DType dtype, int64_t images, int64_t joints, bool interleaved) {
   const int64_t height = draw(0, 20), width = draw(0, 40), dims = draw(1, 3);
   const std::vector<int> layout =
@@ -277,6 +327,8 @@ void run() {
                       draw(0, 1) ? mean_shift::Seeding::peel : mean_shift::Seeding::all);
       test_label_statistics(images, draw(0, 30), draw(0, 30));
       test_group_keypoints(dtype, images, draw(1, 6), interleaved);
+      test_associative_embedding(dtype, images, draw(0, 40), draw(1, 5), draw(1, 3), draw(0, 20),
+                                 draw(0, 20), interleaved, draw(0, 1) == 1);
     }
   }
 }
