@@ -1,6 +1,13 @@
 """Throughput against pure-PyTorch references and the hardware's limit: `python -m benchmarks`."""
 
-from benchmarks import associative_embedding, discriminative, group_keypoints, label_statistics, mean_shift
+from benchmarks import (
+    associative_embedding,
+    discriminative,
+    gather_at,
+    group_keypoints,
+    label_statistics,
+    mean_shift,
+)
 
 ENTRIES = [
     *discriminative.ENTRIES,
@@ -8,4 +15,5 @@ ENTRIES = [
     *mean_shift.ENTRIES,
     *group_keypoints.ENTRIES,
     *label_statistics.ENTRIES,
+    *gather_at.ENTRIES,
 ]

@@ -14,7 +14,15 @@ from instembed.losses import (
     discriminative_loss,
     discriminative_terms,
 )
-from instembed.readout import LabelStatistics, coco_results, detections, label_statistics
+from instembed.readout import (
+    LabelStatistics,
+    coco_results,
+    detections,
+    gather_at,
+    label_statistics,
+    location_read_points,
+    read_location_maps,
+)
 
 __all__ = [
     "AssociativeEmbeddingLoss",
@@ -31,9 +39,12 @@ __all__ = [
     "detections",
     "discriminative_loss",
     "discriminative_terms",
+    "gather_at",
     "group_keypoints",
     "label_statistics",
+    "location_read_points",
     "mean_shift",
+    "read_location_maps",
     "reference",
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,6 +90,18 @@ def check_integer_tensor(name: str, value: object) -> Tensor:
     return tensor
 
 
+def check_valid(valid: object, name: str, points: Tensor) -> Tensor:
+    """One flag for each of points (B, *P, S), which the user calls `name`."""
+    tensor = check_flags("valid", valid)
+    if tensor.shape != points.shape[:-1]:
+        raise ValueError(
+            f"valid must have shape {tuple(points.shape[:-1])} for {name} of shape {tuple(points.shape)}, "
+            f"got {tuple(tensor.shape)}"
+        )
+    check_same_device("valid", tensor, name, points)
+    return tensor
+
+
 def check_offsets(offsets: object, points: Tensor) -> Tensor | None:
     """(B + 1,) offsets into (N, D) points. Values are checked by the kernel, once it may read them."""
     if offsets is None:
@@ -135,3 +148,18 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     if isinstance(value, bool) or value not in choices:
         expected = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name} must be one of {expected}, got {value!r}")
+
+
+def check_indices(name: str, value: object, count: int) -> tuple[int, ...]:
+    """Integers from 0 to count - 1, in a list or tuple."""
+    indices = check_sequence(name, value)
+    for index in indices:
+        if not 0 <= check_integer(name, index) < count:
+            raise ValueError(f"{name} must be from 0 to {count - 1}, got {index}")
+    return indices
+
+
+def check_sequence(name: str, value: object) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{name} must be a list or tuple, got {type(value).__name__}")
+    return tuple(value)

@@ -120,3 +120,17 @@ def label_statistics(
 ) -> LabelStatisticsResult: ...
 def fill_masks(labels: Array, ids: Array, masks: Array, *, threads: int) -> None: ...
 def encode_masks(labels: Array, ids: Array, *, threads: int) -> list[bytes]: ...
+def gather_at_forward(
+    features: Array, points: Array, valid: Array | None, values: Array, *, linear: bool, threads: int
+) -> None: ...
+def gather_at_backward(
+    grad_values: Array,
+    features: Array,
+    points: Array,
+    valid: Array | None,
+    grad_features: Array | None,
+    grad_points: Array | None,
+    *,
+    linear: bool,
+    threads: int,
+) -> None: ...

@@ -247,6 +247,115 @@ def _associative_loss_cases() -> list[BadInput]:
     ]
 
 
+# Features at points ----------------------------------------------------------------------------------------
+
+
+def _points(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return 8 * torch.rand(*shape, dtype=dtype) - 1
+
+
+OPCHECK["instembed::gather_at"] = [
+    lambda: (_embeddings(2, 3, 5, 6).requires_grad_(), _points(2, 7, 2), None, False, 1),
+    lambda: (
+        _embeddings(2, 3, 5, 6).requires_grad_(),
+        _points(2, 7, 4, 2).requires_grad_(),
+        _labels(2, 7, 4),
+        True,
+        1,
+    ),
+    lambda: (
+        _embeddings(2, 8, 5, 6).contiguous(memory_format=torch.channels_last).requires_grad_(),
+        _points(2, 7, 4, 2),
+        _labels(2, 7, 4) > 0,
+        False,
+        4,
+    ),
+    lambda: (_embeddings(2, 3, 6).half(), _points(2, 7, 1).requires_grad_(), None, True, 1),
+    lambda: (_embeddings(1, 2, 3, 4, 5, dtype=torch.float64).requires_grad_(), _points(1, 3), None, True, 1),
+    lambda: (_embeddings(2, 3, 5, 6).requires_grad_(), _points(2, 0, 2), None, False, 1),
+]
+OPCHECK["instembed::gather_at_backward"] = [
+    lambda: (_embeddings(2, 7, 3), _embeddings(2, 3, 5, 6), _points(2, 7, 2), None, True, 1, True, True),
+    lambda: (
+        _embeddings(2, 7, 4, 2),
+        _embeddings(2, 8, 5, 6),
+        _points(2, 7, 4, 2),
+        None,
+        False,
+        4,
+        True,
+        False,
+    ),
+]
+
+
+def _gather_at_cases() -> list[BadInput]:
+    features, points = _GOOD[0], torch.zeros(2, 7, 2)
+    good = (features, points)
+    return [
+        BadInput("no tensor", TypeError, "features", ([1.0], points), shows="list"),
+        BadInput("integer features", TypeError, "features", (features.int(), points), shows="torch.int32"),
+        BadInput("features rank 2", ValueError, "features", (features[0, 0], points), shows="(4, 5)"),
+        BadInput("no channel", ValueError, "features", (features[:, :0], points), shows="(2, 0, 4, 5)"),
+        BadInput("no points tensor", TypeError, "points", (features, [[0, 0]]), shows="list"),
+        BadInput("bool points", TypeError, "points", (features, points.bool()), shows="torch.bool"),
+        BadInput("complex points", TypeError, "points", (features, points.to(torch.complex64))),
+        BadInput("points rank 1", ValueError, "points", (features, points[0, 0]), shows="(2,)"),
+        BadInput("points batch", ValueError, "points", (features, points[:1]), shows="(1, 7, 2)"),
+        BadInput("points axes", ValueError, "points", (features, torch.zeros(2, 7, 3)), shows="(2, 7, 3)"),
+        BadInput("points device", ValueError, "points", (features, points.to("meta")), shows="meta"),
+        BadInput("no valid tensor", TypeError, "valid", good, {"valid": True}, "bool"),
+        BadInput("float valid", TypeError, "valid", good, {"valid": torch.ones(2, 7)}, "torch.float32"),
+        BadInput("valid shape", ValueError, "valid", good, {"valid": _labels(2, 6)}, "(2, 6)"),
+        BadInput("valid rank", ValueError, "valid", good, {"valid": _labels(2, 7, 1)}, "(2, 7, 1)"),
+        BadInput("valid device", ValueError, "valid", good, {"valid": _labels(2, 7).to("meta")}, "meta"),
+        BadInput("mode", ValueError, "mode", good, {"mode": "bicubic"}, "bicubic"),
+    ]
+
+
+# Location maps ---------------------------------------------------------------------------------------------
+
+
+def _location_maps_cases() -> list[BadInput]:
+    maps, keypoints = torch.zeros(2, 45, 4, 5), torch.zeros(2, 7, 15, 2)
+    valid = torch.ones(2, 7, 15, dtype=torch.int64)
+    good, other = (maps, keypoints, valid), (maps[:, :12], keypoints[:, :, :4], valid[:, :, :4])
+    return [
+        BadInput("no tensor", TypeError, "maps", ([1.0], keypoints, valid), shows="list"),
+        BadInput("integer maps", TypeError, "maps", (maps.int(), keypoints, valid), shows="torch.int32"),
+        BadInput("maps rank", ValueError, "maps", (maps[0], keypoints, valid), shows="(45, 4, 5)"),
+        BadInput("maps channels", ValueError, "maps", (maps[:, :44], keypoints, valid), shows="(2, 44,"),
+        BadInput("maps batch", ValueError, "maps", (maps[:1], keypoints, valid), shows="(1, 45, 4, 5)"),
+        BadInput("maps device", ValueError, "keypoints", (maps.to("meta"), keypoints, valid), shows="meta"),
+        BadInput("no keypoint tensor", TypeError, "keypoints", (maps, None, valid)),
+        BadInput("bool keypoints", TypeError, "keypoints", (maps, keypoints.bool(), valid)),
+        BadInput("keypoints rank", ValueError, "keypoints", (maps, keypoints[0], valid)),
+        BadInput("keypoints axes", ValueError, "keypoints", (maps, torch.zeros(2, 7, 15, 3), valid)),
+        BadInput("no joint", ValueError, "keypoints", (maps, keypoints[:, :, :0], valid[:, :, :0])),
+        BadInput("float valid", TypeError, "valid", (maps, keypoints, valid.float())),
+        BadInput("valid shape", ValueError, "valid", (maps, keypoints, valid[:, :6]), shows="(2, 6"),
+        BadInput("unknown limbs", ValueError, "limbs", other, {"root": [0]}, "4 joints"),
+        BadInput("unknown root", ValueError, "root", other, {"limbs": [[0]]}, "4 joints"),
+        BadInput("limbs as text", TypeError, "limbs", good, {"limbs": "arm"}, "str"),
+        BadInput("a limb as number", TypeError, "limbs", good, {"limbs": [1, 2]}, "int"),
+        BadInput("float in a limb", TypeError, "limbs", good, {"limbs": [[1.0]]}, "float"),
+        BadInput("limb too high", ValueError, "limbs", good, {"limbs": [[3, 15]]}, "15"),
+        BadInput("negative root", ValueError, "root", good, {"root": [-1]}, "-1"),
+        BadInput("root as number", TypeError, "root", good, {"root": 1}, "int"),
+        BadInput("no way to read", ValueError, "root", good, {"root": [], "limbs": [[0, 1]]}, "joint 2"),
+    ]
+
+
+def _read_points_cases() -> list[BadInput]:
+    keypoints, valid = torch.zeros(2, 7, 15, 2), torch.ones(2, 7, 15, dtype=torch.int64)
+    return [
+        BadInput("size as number", TypeError, "size", (keypoints, valid, 5), shows="int"),
+        BadInput("size of three", ValueError, "size", (keypoints, valid, (4, 5, 6)), shows="6"),
+        BadInput("negative size", ValueError, "size", (keypoints, valid, (4, -5)), shows="-5"),
+        BadInput("float size", TypeError, "size", (keypoints, valid, (4.0, 5)), shows="float"),
+    ]
+
+
 # Label statistics ------------------------------------------------------------------------------------------
 
 OPCHECK["instembed::label_statistics"] = [
@@ -417,6 +526,9 @@ BAD_INPUT: dict[str, list[BadInput]] = {
     "associative_embedding_loss": _associative_embedding_cases() + _associative_loss_cases(),
     "discriminative_terms": _discriminative_cases(),
     "discriminative_loss": _discriminative_cases() + _loss_cases(),
+    "gather_at": _gather_at_cases(),
+    "read_location_maps": _location_maps_cases(),
+    "location_read_points": _read_points_cases(),
     "mean_shift": _mean_shift_cases(),
     "label_statistics": _label_statistics_cases(),
     "group_keypoints": _group_keypoints_cases(),

@@ -145,6 +145,26 @@ def test_associative_embedding(crowd: tuple[Tensor, Tensor, Tensor], kind: str, 
     torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=atol, atol=atol)
 
 
+@EXAMPLES
+@given(batches(), st.data(), st.sampled_from(["nearest", "bilinear"]))
+def test_gather_at(batch: tuple[Tensor, Tensor], data: st.DataObject, mode: str) -> None:
+    features = batch[0]
+    sizes = torch.tensor(features.shape[:1:-1])
+    points = data.draw(strided((len(features), data.draw(st.integers(0, 30)), len(sizes))))
+    points.copy_(torch.rand(points.shape) * (sizes + 2) - 1)
+    points[torch.rand(points.shape) < 0.3] = data.draw(st.sampled_from([-0.5, 0.0, 1.0, 1e30, float("nan")]))
+    valid = torch.randint(-1, 3, points.shape[:-1]) if data.draw(st.booleans()) else None
+    ours, exact = features.detach().requires_grad_(), features.detach().double().requires_grad_()
+    values = instembed.gather_at(ours, points, valid=valid, mode=mode)
+    expected = reference.gather_at(exact, points.double(), valid=valid, mode=mode)
+    rounding = {torch.float16: 2e-3, torch.bfloat16: 2e-2}.get(features.dtype, 1e-5)
+    scale = features.detach().double().abs().max().item() if features.numel() else 1.0
+    torch.testing.assert_close(values.double(), expected, rtol=0, atol=rounding * scale)
+    values.double().sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=rounding, atol=rounding)
+
+
 ANYTHING = st.one_of(
     st.none(),
     st.booleans(),
@@ -167,6 +187,9 @@ FUNCTIONS = {
         "variance",
     ],
     "discriminative_terms": ["offsets", "delta_dist", "norm", "background"],
+    "gather_at": ["valid", "mode"],
+    "read_location_maps": ["limbs", "root"],
+    "location_read_points": ["limbs", "root"],
     "mean_shift": ["mask", "offsets", "seeding", "min_size", "max_instances", "leftovers", "max_iter", "tol"],
     "label_statistics": ["background", "ignore_index", "max_instances"],
     "detections": ["scores", "classes", "masks", "rle"],
@@ -174,11 +197,20 @@ FUNCTIONS = {
 }
 
 
+COUNTS = {  # positional arguments, where they are not two
+    "associative_embedding_loss": 3,
+    "detections": 1,
+    "label_statistics": 1,
+    "location_read_points": 3,
+    "read_location_maps": 3,
+}
+
+
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data(), st.sampled_from(sorted(FUNCTIONS)))
 def test_nonsense_is_refused(data: st.DataObject, name: str) -> None:
     """Whatever comes, a function returns or raises ValueError or TypeError."""
-    count = {"label_statistics": 1, "detections": 1, "associative_embedding_loss": 3}.get(name, 2)
+    count = COUNTS.get(name, 2)
     positional = [data.draw(ANYTHING) for _ in range(count)]
     options = {key: data.draw(ANYTHING) for key in data.draw(st.lists(st.sampled_from(FUNCTIONS[name])))}
     if any(isinstance(value, Tensor) and value.is_meta for value in [*positional, *options.values()]):

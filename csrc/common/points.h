@@ -13,15 +13,19 @@ namespace instembed {
 // copy for each type of a coordinate or a flag.
 using Reader = double (*)(const void* data, int64_t index);
 
+template <class T>
+double read_as_double(const void* data, int64_t index) {
+  return static_cast<double>(static_cast<const T*>(data)[index]);
+}
+
 inline Reader reader(DType dtype) {
-  const auto of = [](auto type) -> Reader {
-    using T = decltype(type);
-    return [](const void* data, int64_t index) {
-      return static_cast<double>(static_cast<const T*>(data)[index]);
-    };
-  };
-  return dtype <= DType::f64 ? dispatch_floating(dtype, "points", of)
-                             : dispatch_integer(dtype, "points", of);
+  constexpr Reader readers[] = {
+      // in the order of DType
+      read_as_double<Half>,     read_as_double<BFloat16>, read_as_double<float>,
+      read_as_double<double>,   read_as_double<int8_t>,   read_as_double<int16_t>,
+      read_as_double<int32_t>,  read_as_double<int64_t>,  read_as_double<uint8_t>,
+      read_as_double<uint16_t>, read_as_double<uint32_t>, read_as_double<uint64_t>};
+  return readers[static_cast<int>(dtype)];
 }
 
 // The pixel that a coordinate lies in, -1 outside of [-0.5, size - 0.5) and for NaN. Ties go up.

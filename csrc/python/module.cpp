@@ -6,6 +6,7 @@
 #include "associative_embedding/associative_embedding.h"
 #include "detections/detections.h"
 #include "discriminative/discriminative.h"
+#include "gather_at/gather_at.h"
 #include "group_keypoints/group_keypoints.h"
 #include "label_statistics/label_statistics.h"
 #include "mean_shift/mean_shift.h"
@@ -184,6 +185,33 @@ void bind_detections(py::module_& module) {
       py::arg("labels"), py::arg("ids"), py::kw_only(), py::arg("threads"));
 }
 
+void bind_gather_at(py::module_& module) {
+  using namespace gather_at;
+
+  module.def(
+      "gather_at_forward",
+      [](const Array& features, const Array& points, const OptionalArray& valid,
+         const Array& values, bool linear, int threads) {
+        const py::gil_scoped_release release;
+        forward(features, {points, pointer(valid), linear}, values, threads);
+      },
+      py::arg("features"), py::arg("points"), py::arg("valid"), py::arg("values"), py::kw_only(),
+      py::arg("linear"), py::arg("threads"));
+
+  module.def(
+      "gather_at_backward",
+      [](const Array& grad_values, const Array& features, const Array& points,
+         const OptionalArray& valid, const OptionalArray& grad_features,
+         const OptionalArray& grad_points, bool linear, int threads) {
+        const py::gil_scoped_release release;
+        backward(grad_values, features, {points, pointer(valid), linear}, pointer(grad_features),
+                 pointer(grad_points), threads);
+      },
+      py::arg("grad_values"), py::arg("features"), py::arg("points"), py::arg("valid"),
+      py::arg("grad_features"), py::arg("grad_points"), py::kw_only(), py::arg("linear"),
+      py::arg("threads"));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
@@ -195,6 +223,7 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
   bind_group_keypoints(module);
   bind_label_statistics(module);
   bind_detections(module);
+  bind_gather_at(module);
 }
 
 }  // namespace instembed

@@ -80,11 +80,11 @@ def associative_embedding_loss(
         arguments.check_number("push_weight", push_weight),
     ]
     # Not a matrix product: autocast would take it in 16 bits.
-    losses = (terms * torch.tensor(weights, dtype=terms.dtype, device=terms.device)).sum(1)
+    weighted = terms * torch.tensor(weights, dtype=terms.dtype, device=terms.device)
     if reduction == "none":
-        return losses
-    total = losses.sum()
-    return total if reduction == "sum" else total / max(losses.shape[0], 1)
+        return weighted.sum(1)
+    total = weighted.sum()
+    return total if reduction == "sum" else total / max(terms.shape[0], 1)
 
 
 def associative_embedding_terms(

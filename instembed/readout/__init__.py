@@ -1,6 +1,25 @@
 """Read-outs: what is taken from labels and features once instances are known."""
 
 from instembed.readout.detections import coco_results, detections
+from instembed.readout.gather_at import gather_at
 from instembed.readout.label_statistics import LabelStatistics, label_statistics
+from instembed.readout.location_maps import (
+    BODY_15,
+    COCO_17,
+    Skeleton,
+    location_read_points,
+    read_location_maps,
+)
 
-__all__ = ["LabelStatistics", "coco_results", "detections", "label_statistics"]
+__all__ = [
+    "BODY_15",
+    "COCO_17",
+    "LabelStatistics",
+    "Skeleton",
+    "coco_results",
+    "detections",
+    "gather_at",
+    "label_statistics",
+    "location_read_points",
+    "read_location_maps",
+]

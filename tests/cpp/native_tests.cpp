@@ -16,6 +16,7 @@
 #include "common/dtype.h"
 #include "detections/detections.h"
 #include "discriminative/discriminative.h"
+#include "gather_at/gather_at.h"
 #include "group_keypoints/group_keypoints.h"
 #include "label_statistics/label_statistics.h"
 #include "mean_shift/mean_shift.h"
@@ -259,6 +260,35 @@ void test_associative_embedding(DType dtype, int64_t images, int64_t people, int
   CHECK(results[0] == results[1]);
 }
 
+void test_gather_at(DType dtype, int64_t images, int64_t groups, int64_t channels, int64_t count,
+                    int axes, bool interleaved, bool linear) {
+  using namespace gather_at;
+  std::vector<int64_t> shape{images, groups, channels};
+  for (int axis = 0; axis < axes; ++axis) shape.push_back(draw(0, 9));
+  std::vector<int> layout{0};
+  for (int axis = 0; axis < axes; ++axis) layout.push_back(3 + axis);
+  layout.insert(interleaved ? layout.end() : layout.begin() + 1, {1, 2});
+  Buffer features(dtype, shape, layout), points(DType::f64, {images, count, groups, axes});
+  fill_normal(features, dtype);
+  fill_points(points, 9);
+  Buffer valid = make_labels({images, count, groups}, 2, 3);
+  const Query query{points, draw(0, 1) ? &valid : nullptr, linear};
+  std::vector<std::vector<char>> results;
+  for (const int threads : {1, 2}) {
+    Buffer values(dtype, {images, count, groups, channels}), grad_features(dtype, shape, layout);
+    Buffer grad_points(DType::f64, {images, count, groups, axes});
+    forward(features, query, values, threads);
+    backward(values, features, query, &grad_features, &grad_points, threads);
+    backward(values, features, query, nullptr, nullptr, threads);
+    std::vector<char> bits(values.raw(), values.raw() + values.bytes());
+    for (const Buffer* gradient : {std::addressof(grad_features), std::addressof(grad_points)}) {
+      bits.insert(bits.end(), gradient->raw(), gradient->raw() + gradient->bytes());
+    }
+    results.push_back(std::move(bits));
+  }
+  CHECK(results[0] == results[1]);
+}
+
 void test_group_keypoints(DType dtype, int64_t images, int64_t joints, bool interleaved) {
   const int64_t height = draw(0, 20), width = draw(0, 40), dims = draw(1, 3);
   const std::vector<int> layout =
@@ -329,6 +359,8 @@ void run() {
       test_group_keypoints(dtype, images, draw(1, 6), interleaved);
       test_associative_embedding(dtype, images, draw(0, 40), draw(1, 5), draw(1, 3), draw(0, 20),
                                  draw(0, 20), interleaved, draw(0, 1) == 1);
+      test_gather_at(dtype, images, draw(1, 3), channels, draw(0, 1) ? draw(0, 40) : 300,
+                     static_cast<int>(draw(1, 3)), interleaved, draw(0, 1) == 1);
     }
   }
 }
