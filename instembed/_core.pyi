@@ -103,6 +103,7 @@ def group_keypoints(
     person_tags: Array,
     num_people: Array,
     keypoint_scores: Array,
+    visibility: Array,
     *,
     threads: int,
 ) -> None: ...

@@ -75,6 +75,7 @@ def test_a_case_by_hand() -> None:
     assert found.num_people.tolist() == [3]
     assert found.keypoints[0, :, 2].tolist() == 4 * [[0, 0]]  # nobody has the third joint
     assert not found.keypoint_scores[0, :, 2].any()
+    assert found.visibility[0].tolist() == [[2, 2, 0], [2, 1, 0], [1, 2, 0], [0, 0, 0]]
     assert found.keypoints[0, :3, :2].tolist() == [[[9, 3], [3, 10]], [[2, 3], [12, 12]], [[2, 3], [6, 6]]]
     torch.testing.assert_close(found.scores, torch.tensor([[1.3, 0.9, 0.7, 0.0]]) / 3)
     torch.testing.assert_close(found.tags[0, :, 0], torch.tensor([-4.9, 5.0, 40.0, 0.0]))
@@ -331,9 +332,10 @@ def test_the_core_checks_shapes() -> None:
         torch.zeros(1, 5, 1),
         torch.zeros(1).long(),
         torch.zeros(1, 5, 2),
+        torch.zeros(1, 5, 2, dtype=torch.uint8),
     ]
     core.group_keypoints(maps, maps, *options, *good, threads=1)
-    for index in range(5):
+    for index in range(len(good)):
         wrong = list(good)
         wrong[index] = wrong[index][..., :0]
         with pytest.raises(ValueError):

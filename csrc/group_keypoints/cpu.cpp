@@ -54,6 +54,7 @@ void write_image(const Maps& heatmaps, int64_t b, const std::vector<Person>& peo
       poses.keypoints.as<A>()[2 * at] = static_cast<A>(point.x);
       poses.keypoints.as<A>()[2 * at + 1] = static_cast<A>(point.y);
       poses.keypoint_scores.as<A>()[at] = static_cast<A>(joint.score);
+      poses.visibility.as<uint8_t>()[at] = people[p].visibility[k];
     }
   }
   poses.num_people.as<int64_t>()[b] = static_cast<int64_t>(people.size());
@@ -92,6 +93,7 @@ void check(const Array& heatmaps, const Array& tags, const Options& options, con
   expect_contiguous(poses.tags, type, rows * poses.tags.shape[2], "tags of people");
   expect_contiguous(poses.num_people, DType::i64, images, "num_people");
   expect_contiguous(poses.keypoint_scores, type, rows * joints, "keypoint_scores");
+  expect_contiguous(poses.visibility, DType::u8, rows * joints, "visibility");
 }
 
 }  // namespace
@@ -121,6 +123,7 @@ void group(const Array& heatmap_array, const Array& tag_array, const Options& op
        {&poses.keypoints, &poses.scores, &poses.tags, &poses.keypoint_scores}) {
     exact ? clear<double>(*array) : clear<float>(*array);
   }
+  clear<uint8_t>(poses.visibility);
   parallel_for(images, threads, [&](int64_t b) {
     exact ? write_image<double>(heatmaps, b, people[b], options, poses)
           : write_image<float>(heatmaps, b, people[b], options, poses);

@@ -25,6 +25,7 @@ struct Poses {
   Array tags;             // (B, P, L)
   Array num_people;       // (B,) int64
   Array keypoint_scores;  // (B, P, K)
+  Array visibility;       // (B, P, K) uint8: 2 for a peak, 1 for what refining found, 0 for nothing
 };
 
 // heatmaps (B, K, H, W) and tags (B, K * L, H, W) of floating types, with any strides.

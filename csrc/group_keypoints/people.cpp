@@ -14,11 +14,13 @@ struct Group {
 
   Group(int64_t joints, int64_t dims) : sum(dims, 0.0) {
     person.joints.assign(joints, {0.0, -1});
+    person.visibility.assign(joints, 0);
     person.tag.resize(dims);
   }
 
   void add(int64_t k, const Peak& peak, const double* tag) {
     person.joints[k] = peak;
+    person.visibility[k] = 2;
     ++count;
     for (size_t d = 0; d < sum.size(); ++d) {
       sum[d] += tag[d];

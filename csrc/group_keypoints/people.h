@@ -9,8 +9,9 @@
 namespace instembed::group_keypoints {
 
 struct Person {
-  std::vector<Peak> joints;  // K; pixel -1 where there is none
-  std::vector<double> tag;   // the mean of the joints'
+  std::vector<Peak> joints;         // K; pixel -1 where there is none
+  std::vector<uint8_t> visibility;  // K: 2 for a peak, 1 for what refining found, 0 for nothing
+  std::vector<double> tag;          // the mean of the joints'
   double score = 0;
 };
 

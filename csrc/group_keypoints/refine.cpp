@@ -156,7 +156,9 @@ void find_missing(const Maps& heatmaps, const Maps& tags, int64_t b, int64_t k,
     }
   }
   for (const Search& search : searches) {
-    if (search.score > 0) search.person->joints[k] = {search.score, search.pixel};
+    if (!(search.score > 0)) continue;
+    search.person->joints[k] = {search.score, search.pixel};
+    search.person->visibility[k] = 1;
   }
 }
 

@@ -129,17 +129,19 @@ void bind_group_keypoints(py::module_& module) {
       [](const Array& heatmaps, const Array& tags, int64_t max_people, double peak_threshold,
          double tag_threshold, int64_t nms, const std::vector<int64_t>& joint_order, bool adjust,
          bool refine, const Array& keypoints, const Array& scores, const Array& person_tags,
-         const Array& num_people, const Array& keypoint_scores, int threads) {
+         const Array& num_people, const Array& keypoint_scores, const Array& visibility,
+         int threads) {
         const Options options{max_people,  peak_threshold, tag_threshold, nms,
                               joint_order, adjust,         refine};
         const py::gil_scoped_release release;
         group(heatmaps, tags, options,
-              {keypoints, scores, person_tags, num_people, keypoint_scores}, threads);
+              {keypoints, scores, person_tags, num_people, keypoint_scores, visibility}, threads);
       },
       py::arg("heatmaps"), py::arg("tags"), py::arg("max_people"), py::arg("peak_threshold"),
       py::arg("tag_threshold"), py::arg("nms"), py::arg("joint_order"), py::arg("adjust"),
       py::arg("refine"), py::arg("keypoints"), py::arg("scores"), py::arg("person_tags"),
-      py::arg("num_people"), py::arg("keypoint_scores"), py::kw_only(), py::arg("threads"));
+      py::arg("num_people"), py::arg("keypoint_scores"), py::arg("visibility"), py::kw_only(),
+      py::arg("threads"));
 
   module.def("match_keypoints", &match, py::arg("distances"), py::arg("scores"),
              py::arg("tag_threshold"), py::call_guard<py::gil_scoped_release>());

@@ -29,6 +29,8 @@ class Poses(NamedTuple):
     """(B,) int64."""
     keypoint_scores: Tensor
     """(B, P, K): the heatmap's value at each joint; above 0 exactly where the joint was found."""
+    visibility: Tensor
+    """(B, P, K) uint8: 2 for a peak, 1 for a joint that only ``refine`` found, 0 for one not found."""
 
 
 def default_joint_order(joints: int) -> Sequence[int]:
@@ -78,10 +80,10 @@ def group_keypoints(
         adjust, refine: whether to take these steps.
 
     Returns:
-        :class:`Poses` ``(keypoints, scores, tags, num_people, keypoint_scores)`` of float32 (float64 for
-        float64 heatmaps). A person's score is the mean over all K joints of the heatmap at its peaks, where a
-        joint without a peak counts 0: a lone joint does not outrank a whole person. What ``refine`` found
-        counts nothing there, and is not part of the person's tag.
+        :class:`Poses` ``(keypoints, scores, tags, num_people, keypoint_scores, visibility)``, with floats in
+        float32 (float64 for float64 heatmaps). A person's score is the mean over all K joints of the heatmap
+        at its peaks, where a joint without a peak counts 0: a lone joint does not outrank a whole person.
+        What ``refine`` found counts nothing there, and is not part of the person's tag.
 
         Pixels that are NaN or infinite are no peaks and hide none; a pixel with a tag that is not finite is
         never part of a person. Tag distances, means and costs are in float64. Nothing has a gradient. The
@@ -148,13 +150,12 @@ _library = torch.library.Library("instembed", "FRAGMENT")
 _library.define(
     "group_keypoints(Tensor heatmaps, Tensor tags, int max_people, float peak_threshold, "
     "float tag_threshold, int nms, int[] joint_order, bool adjust, bool refine) "
-    "-> (Tensor keypoints, Tensor scores, Tensor person_tags, Tensor num_people, Tensor keypoint_scores)"
+    "-> (Tensor keypoints, Tensor scores, Tensor person_tags, Tensor num_people, Tensor keypoint_scores, "
+    "Tensor visibility)"
 )
 
 
-def _new_outputs(
-    heatmaps: Tensor, tags: Tensor, max_people: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _new_outputs(heatmaps: Tensor, tags: Tensor, max_people: int) -> tuple[Tensor, ...]:
     images, joints = heatmaps.shape[:2]
     dtype = accumulation_dtype(heatmaps)
     keypoints = heatmaps.new_empty((images, max_people, joints, 2), dtype=dtype)
@@ -164,22 +165,21 @@ def _new_outputs(
         keypoints.new_empty((images, max_people, tags.shape[1] // joints)),
         keypoints.new_empty(images, dtype=torch.int64),
         keypoints.new_empty((images, max_people, joints)),
+        keypoints.new_empty((images, max_people, joints), dtype=torch.uint8),
     )
 
 
 @torch.library.impl(_library, "group_keypoints", "CPU")
 def _group_keypoints_cpu(
     heatmaps: Tensor, tags: Tensor, max_people: int, *options: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     outputs = _new_outputs(heatmaps, tags, max_people)
     core.group_keypoints(heatmaps.detach(), tags.detach(), max_people, *options, *outputs, threads=threads())
     return outputs
 
 
 @torch.library.register_fake("instembed::group_keypoints", lib=_library)
-def _group_keypoints_fake(
-    heatmaps: Tensor, tags: Tensor, max_people: int, *_: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _group_keypoints_fake(heatmaps: Tensor, tags: Tensor, max_people: int, *_: Any) -> tuple[Tensor, ...]:
     return _new_outputs(heatmaps, tags, max_people)
 
 

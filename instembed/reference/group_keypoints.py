@@ -70,6 +70,7 @@ def group_keypoints(
         tags=new(images, max_people, tags_of.shape[2], dtype=dtype),
         num_people=new(images, dtype=torch.int64),
         keypoint_scores=new(images, max_people, joints, dtype=dtype),
+        visibility=new(images, max_people, joints, dtype=torch.uint8),
     )
     for b in range(images):
         peaks = [
@@ -91,6 +92,7 @@ def group_keypoints(
                     x, y = adjusted(heat[b, k], joint.x, joint.y) if adjust else (joint.x, joint.y)
                     poses.keypoints[b, p, k] = torch.tensor([x, y], dtype=torch.float64)
                     poses.keypoint_scores[b, p, k] = joint.score
+                    poses.visibility[b, p, k] = 2 if k in person.joints else 1
     return poses
 
 

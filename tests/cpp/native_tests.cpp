@@ -313,8 +313,10 @@ void test_group_keypoints(DType dtype, int64_t images, int64_t joints, bool inte
     Buffer person_tags(accumulation(dtype), {images, options.max_people, dims});
     Buffer people(DType::i64, {images});
     Buffer keypoint_scores(accumulation(dtype), {images, options.max_people, joints});
+    Buffer visibility(DType::u8, {images, options.max_people, joints});
     group_keypoints::group(heatmaps, tags, options,
-                           {keypoints, scores, person_tags, people, keypoint_scores}, threads);
+                           {keypoints, scores, person_tags, people, keypoint_scores, visibility},
+                           threads);
     for (int64_t b = 0; b < images; ++b) CHECK(people.as<int64_t>()[b] <= options.max_people);
     std::vector<char> bits(keypoints.raw(), keypoints.raw() + keypoints.bytes());
     bits.insert(bits.end(), person_tags.raw(), person_tags.raw() + person_tags.bytes());
