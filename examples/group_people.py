@@ -40,7 +40,7 @@ BATCH = 4
 POOL, HELD_OUT = 2000, 64
 PEAK_LR = 4e-3
 PEAK_THRESHOLD = 0.15
-TAG_SPREAD = 6.0
+TAG_SPREAD = 6.0  # the tag of the right border at the start; the left one's is its negative
 
 Array = npt.NDArray[np.float32]
 
