@@ -3,7 +3,7 @@
 __version__ = "0.1.0"
 
 from instembed import reference
-from instembed.grouping import Grouping, mean_shift
+from instembed.grouping import Grouping, Poses, group_keypoints, mean_shift
 from instembed.losses import (
     AssociativeEmbeddingLoss,
     AssociativeEmbeddingTerms,
@@ -32,6 +32,7 @@ __all__ = [
     "Grouping",
     "LabelStatistics",
     "MeanShift",
+    "Poses",
     "associative_embedding_loss",
     "associative_embedding_terms",
     "coco_results",
@@ -39,6 +40,7 @@ __all__ = [
     "discriminative_loss",
     "discriminative_terms",
     "gather_at",
+    "group_keypoints",
     "label_statistics",
     "location_read_points",
     "mean_shift",

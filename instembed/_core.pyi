@@ -88,6 +88,26 @@ def mean_shift(
     tol: float,
     threads: int,
 ) -> MeanShiftResult: ...
+def group_keypoints(
+    heatmaps: Array,
+    tags: Array,
+    max_people: int,
+    peak_threshold: float,
+    tag_threshold: float,
+    nms: int,
+    joint_order: list[int],
+    adjust: bool,
+    refine: bool,
+    keypoints: Array,
+    scores: Array,
+    person_tags: Array,
+    num_people: Array,
+    keypoint_scores: Array,
+    visibility: Array,
+    *,
+    threads: int,
+) -> None: ...
+def match_keypoints(distances: list[float], scores: list[float], tag_threshold: float) -> list[int]: ...
 
 class LabelStatisticsResult:
     @property

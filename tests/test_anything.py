@@ -193,6 +193,7 @@ FUNCTIONS = {
     "mean_shift": ["mask", "offsets", "seeding", "min_size", "max_instances", "leftovers", "max_iter", "tol"],
     "label_statistics": ["background", "ignore_index", "max_instances"],
     "detections": ["scores", "classes", "masks", "rle"],
+    "group_keypoints": ["max_people", "peak_threshold", "tag_threshold", "nms", "joint_order", "adjust"],
 }
 
 

@@ -7,6 +7,7 @@
 #include "detections/detections.h"
 #include "discriminative/discriminative.h"
 #include "gather_at/gather_at.h"
+#include "group_keypoints/group_keypoints.h"
 #include "label_statistics/label_statistics.h"
 #include "mean_shift/mean_shift.h"
 #include "python/array_caster.h"
@@ -120,6 +121,32 @@ void bind_mean_shift(py::module_& module) {
       py::arg("max_iter"), py::arg("tol"), py::arg("threads"));
 }
 
+void bind_group_keypoints(py::module_& module) {
+  using namespace group_keypoints;
+
+  module.def(
+      "group_keypoints",
+      [](const Array& heatmaps, const Array& tags, int64_t max_people, double peak_threshold,
+         double tag_threshold, int64_t nms, const std::vector<int64_t>& joint_order, bool adjust,
+         bool refine, const Array& keypoints, const Array& scores, const Array& person_tags,
+         const Array& num_people, const Array& keypoint_scores, const Array& visibility,
+         int threads) {
+        const Options options{max_people,  peak_threshold, tag_threshold, nms,
+                              joint_order, adjust,         refine};
+        const py::gil_scoped_release release;
+        group(heatmaps, tags, options,
+              {keypoints, scores, person_tags, num_people, keypoint_scores, visibility}, threads);
+      },
+      py::arg("heatmaps"), py::arg("tags"), py::arg("max_people"), py::arg("peak_threshold"),
+      py::arg("tag_threshold"), py::arg("nms"), py::arg("joint_order"), py::arg("adjust"),
+      py::arg("refine"), py::arg("keypoints"), py::arg("scores"), py::arg("person_tags"),
+      py::arg("num_people"), py::arg("keypoint_scores"), py::arg("visibility"), py::kw_only(),
+      py::arg("threads"));
+
+  module.def("match_keypoints", &match, py::arg("distances"), py::arg("scores"),
+             py::arg("tag_threshold"), py::call_guard<py::gil_scoped_release>());
+}
+
 void bind_label_statistics(py::module_& module) {
   using namespace label_statistics;
 
@@ -195,6 +222,7 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
   bind_associative_embedding(module);
   bind_discriminative(module);
   bind_mean_shift(module);
+  bind_group_keypoints(module);
   bind_label_statistics(module);
   bind_detections(module);
   bind_gather_at(module);

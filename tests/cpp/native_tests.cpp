@@ -17,6 +17,7 @@
 #include "detections/detections.h"
 #include "discriminative/discriminative.h"
 #include "gather_at/gather_at.h"
+#include "group_keypoints/group_keypoints.h"
 #include "label_statistics/label_statistics.h"
 #include "mean_shift/mean_shift.h"
 
@@ -288,6 +289,42 @@ void test_gather_at(DType dtype, int64_t images, int64_t groups, int64_t channel
   CHECK(results[0] == results[1]);
 }
 
+void test_group_keypoints(DType dtype, int64_t images, int64_t joints, bool interleaved) {
+  const int64_t height = draw(0, 20), width = draw(0, 40), dims = draw(1, 3);
+  const std::vector<int> layout =
+      interleaved ? std::vector<int>{0, 2, 3, 1} : std::vector<int>{0, 1, 2, 3};
+  Buffer heatmaps(dtype, {images, joints, height, width}, layout);
+  Buffer tags(dtype, {images, joints * dims, height, width}, layout);
+  fill_normal(heatmaps, dtype);
+  fill_normal(tags, dtype);
+  if (heatmaps.size() > 0 && dtype == DType::f32) {
+    heatmaps.as<float>()[draw(0, heatmaps.size() - 1)] = NAN;
+    tags.as<float>()[draw(0, tags.size() - 1)] = INFINITY;
+  }
+  group_keypoints::Options options;
+  options.max_people = draw(1, 9);
+  options.peak_threshold = static_cast<double>(draw(0, 2));
+  options.nms = 2 * draw(0, 30) + 1;
+  for (int64_t k = 0; k < joints; ++k) options.joint_order.push_back(joints - 1 - k);
+  std::vector<std::vector<char>> results;
+  for (const int threads : {1, 2}) {
+    Buffer keypoints(accumulation(dtype), {images, options.max_people, joints, 2});
+    Buffer scores(accumulation(dtype), {images, options.max_people});
+    Buffer person_tags(accumulation(dtype), {images, options.max_people, dims});
+    Buffer people(DType::i64, {images});
+    Buffer keypoint_scores(accumulation(dtype), {images, options.max_people, joints});
+    Buffer visibility(DType::u8, {images, options.max_people, joints});
+    group_keypoints::group(heatmaps, tags, options,
+                           {keypoints, scores, person_tags, people, keypoint_scores, visibility},
+                           threads);
+    for (int64_t b = 0; b < images; ++b) CHECK(people.as<int64_t>()[b] <= options.max_people);
+    std::vector<char> bits(keypoints.raw(), keypoints.raw() + keypoints.bytes());
+    bits.insert(bits.end(), person_tags.raw(), person_tags.raw() + person_tags.bytes());
+    results.push_back(std::move(bits));
+  }
+  CHECK(results[0] == results[1]);
+}
+
 void test_half_conversions() {
   for (uint32_t bits = 0; bits < 0x10000; ++bits) {
     const Half half{static_cast<uint16_t>(bits)};
@@ -321,6 +358,7 @@ void run() {
                       std::min<int64_t>(pixels, 1500), interleaved,
                       draw(0, 1) ? mean_shift::Seeding::peel : mean_shift::Seeding::all);
       test_label_statistics(images, draw(0, 30), draw(0, 30));
+      test_group_keypoints(dtype, images, draw(1, 6), interleaved);
       test_associative_embedding(dtype, images, draw(0, 40), draw(1, 5), draw(1, 3), draw(0, 20),
                                  draw(0, 20), interleaved, draw(0, 1) == 1);
       test_gather_at(dtype, images, draw(1, 3), channels, draw(0, 1) ? draw(0, 40) : 300,
