@@ -10,18 +10,27 @@ from instembed.losses import (
     discriminative_loss,
     discriminative_terms,
 )
-from instembed.readout import LabelStatistics, coco_results, detections, label_statistics
+from instembed.readout import (
+    InstanceFeatures,
+    LabelStatistics,
+    coco_results,
+    detections,
+    instance_pool,
+    label_statistics,
+)
 
 __all__ = [
     "DiscriminativeLoss",
     "DiscriminativeTerms",
     "Grouping",
+    "InstanceFeatures",
     "LabelStatistics",
     "MeanShift",
     "coco_results",
     "detections",
     "discriminative_loss",
     "discriminative_terms",
+    "instance_pool",
     "label_statistics",
     "mean_shift",
     "reference",
