@@ -17,6 +17,7 @@ struct PlanarTile {
   const A* data;
   int64_t row_stride;
   INSTEMBED_INLINE const A* row(int64_t d) const { return data + d * row_stride; }
+  INSTEMBED_INLINE PlanarTile from(int64_t d) const { return {row(d), row_stride}; }
 };
 
 // Channels of a pixel are padded with zeros to whole short vectors in pixel-major tiles and tables.

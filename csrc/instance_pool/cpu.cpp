@@ -25,8 +25,20 @@ namespace {
 constexpr int kTile = 1024;  // pixels: what LabelRuns allows at most
 
 // ---------------------------------------------------------------------------------------------------------
-// Kernels. `slots` are those of a dense tile's pixels, null for a tile of runs. Tables have a slot
-// an instance, and a last one for pixels of no instance; what lands there is dropped.
+// Kernels. Tables have a row of `width` elements an instance, and a last row for pixels of no
+// instance; what lands there is dropped.
+
+constexpr int kWidth = kShortLanes;  // lines that are taken side by side
+
+template <class A>
+using Short = vector_t<A, kShortLanes>;
+
+// f(first, constant width) for groups of lines that cover all: whole ones, then one line at a time.
+template <class F>
+INSTEMBED_INLINE void for_each_group(int lines, F&& f) {
+  if (lines == kWidth) return f(0, std::integral_constant<int, kWidth>());
+  for (int d = 0; d < lines; ++d) f(d, std::integral_constant<int, 1>());
+}
 
 // f(start, end, slot) for each run of an instance.
 template <class F>
@@ -36,7 +48,7 @@ INSTEMBED_INLINE void for_each_member_run(const TileCode& code, F&& f) {
   });
 }
 
-// f(pixel, slot) for each pixel of an instance.
+// f(pixel, slot) for the pixels of a tile: those of instances, or with `slots` all.
 template <class F>
 INSTEMBED_INLINE void for_each_member(const TileCode& code, const int32_t* slots, int n, F&& f) {
   if (slots) {
@@ -48,33 +60,25 @@ INSTEMBED_INLINE void for_each_member(const TileCode& code, const int32_t* slots
   });
 }
 
-template <class A>
-INSTEMBED_INLINE void sum_line_body(const A* line, const TileCode& code, const int32_t* slots,
-                                    int n, double* sums) {
-  if (slots) {
-    for (int i = 0; i < n; ++i) sums[slots[i]] += line[i];
-    return;
-  }
+template <int lines, class A>
+INSTEMBED_INLINE void sum_lines_body(const PlanarTile<A>& tile, const TileCode& code,
+                                     double* sums) {
   for_each_member_run(code, [&](int start, int end, int32_t slot) __attribute__((always_inline)) {
-    Vec<A> total{};
+    Vec<A> totals[lines] = {};
     int i = start;
-    for (; i + kLanes<A> <= end; i += kLanes<A>) total += load<Vec<A>>(line + i);
-    if (i < end) total += keep(load<Vec<A>>(line + i), first_lanes<A>(end - i));
-    sums[slot] += sum_lanes(total);
+    for (; i + kLanes<A> <= end; i += kLanes<A>) {
+      for (int d = 0; d < lines; ++d) totals[d] += load<Vec<A>>(tile.row(d) + i);
+    }
+    if (i < end) {
+      const auto rest = first_lanes<A>(end - i);
+      for (int d = 0; d < lines; ++d) totals[d] += keep(load<Vec<A>>(tile.row(d) + i), rest);
+    }
+    add_lane_sums<A, lines>(totals, sums + slot * kWidth);
   });
 }
 
-// The maximum of an instance so far, and its pixel: the first of equals. A NaN is larger than
-// anything, so that it shows. `best` starts as NaN and `at` as -1.
-template <class A>
-INSTEMBED_INLINE void offer(A value, int64_t pixel, A* best, int64_t* at) {
-  const bool both_numbers = value == value && *best == *best;
-  if (*at < 0 || value > *best || (!both_numbers && *best == *best)) {
-    *best = value;
-    *at = pixel;
-  }
-}
-
+// Maxima so far, and their pixels: the first of equals. A NaN is larger than anything, so that it
+// shows. `best` starts as NaN and `at` as -1.
 template <class A>
 struct Maxima {
   A* best;
@@ -83,118 +87,183 @@ struct Maxima {
   INSTEMBED_INLINE Maxima operator+(int64_t offset) const { return {best + offset, at + offset}; }
 };
 
-// A maximum is seldom beaten: a line is first compared, and looked at closely where something is
-// not below the maximum so far.
 template <class A>
-INSTEMBED_INLINE void max_line_body(const A* line, const TileCode& code, const int32_t* slots,
-                                    int n, int64_t first, const Maxima<A>& maxima) {
-  if (slots) {
-    for (int i = 0; i < n; ++i) {
-      const int32_t slot = slots[i];
-      if (!(line[i] <= maxima.best[slot])) {
-        offer(line[i], first + i, maxima.best + slot, maxima.at + slot);
-      }
-    }
-    return;
-  }
-  for_each_member_run(code, [&](int start, int end, int32_t slot) __attribute__((always_inline)) {
-    const Vec<A> best = splat(maxima.best[slot]);
-    Vec<MaskLane<A>> above{};
-    int i = start;
-    for (; i + kLanes<A> <= end; i += kLanes<A>) above |= ~(load<Vec<A>>(line + i) <= best);
-    if (i < end) above |= ~(load<Vec<A>>(line + i) <= best) & first_lanes<A>(end - i);
-    if (!any_lane(above)) return;
-    for (i = start; i < end; ++i) offer(line[i], first + i, maxima.best + slot, maxima.at + slot);
-  });
+INSTEMBED_INLINE bool beats(A value, A best, int64_t at) {
+  return at < 0 || value > best || (value != value && best == best);
 }
 
 template <class A>
-using Short = vector_t<A, kShortLanes>;
+INSTEMBED_INLINE void offer(A value, int64_t pixel, const Maxima<A>& maxima) {
+  if (!beats(value, *maxima.best, *maxima.at)) return;
+  *maxima.best = value;
+  *maxima.at = pixel;
+}
+
+template <class A>
+INSTEMBED_INLINE void offer_run(const A* line, int start, int end, int64_t first,
+                                const Maxima<A>& maxima) {
+  const bool none_yet = *maxima.at < 0;
+  A best = none_yet ? line[start] : *maxima.best;
+  int at = none_yet ? start : -1;
+  for (int i = start; i < end && best == best; ++i) {
+    if (!(line[i] <= best)) {
+      best = line[i];
+      at = i;
+    }
+  }
+  if (at < 0) return;
+  *maxima.best = best;
+  *maxima.at = first + at;
+}
+
+// The sign bit of a lane is set where a value may beat the maximum so far: where best - value is
+// negative or NaN. In integers, because GCC takes comparisons of vectors that are wider than the
+// target's apart.
+template <class A>
+using Bits = std::make_unsigned_t<MaskLane<A>>;
+template <class A>
+constexpr Bits<A> kSign = Bits<A>{1} << (8 * sizeof(A) - 1);
+
+template <class A, class V>
+INSTEMBED_INLINE auto may_beat(const V& values, const V& best) {
+  constexpr Bits<A> to_sign = sizeof(A) == 4 ? 0x7fffff : 0xfffffffffffff;  // carries a NaN there
+  const auto bits =
+      reinterpret_cast<vector_t<Bits<A>, sizeof(V) / sizeof(A)>>(static_cast<V>(best - values));
+  return bits | (bits + to_sign);
+}
+
+// A maximum is seldom beaten: only where it may be, a line's run is looked at closely.
+template <int lines, class A>
+INSTEMBED_INLINE void max_lines_body(const PlanarTile<A>& tile, const TileCode& code, int64_t first,
+                                     const Maxima<A>& table) {
+  for_each_member_run(code, [&](int start, int end, int32_t slot) __attribute__((always_inline)) {
+    const Maxima<A> maxima = table + slot * kWidth;
+    Vec<A> best[lines];
+    Vec<Bits<A>> signs[lines] = {};
+    for (int d = 0; d < lines; ++d) best[d] = splat(maxima.best[d]);
+    int i = start;
+    for (; i + kLanes<A> <= end; i += kLanes<A>) {
+      for (int d = 0; d < lines; ++d)
+        signs[d] |= may_beat<A>(load<Vec<A>>(tile.row(d) + i), best[d]);
+    }
+    if (i < end) {
+      const auto rest = first_lanes<A>(end - i);
+      for (int d = 0; d < lines; ++d) {
+        signs[d] |= keep(may_beat<A>(load<Vec<A>>(tile.row(d) + i), best[d]), rest);
+      }
+    }
+    const auto look = [&](int d) __attribute__((always_inline)) {
+      offer_run(tile.row(d), start, end, first, maxima + d);
+    };
+    if constexpr (lines == 1) {
+      if (any_lane(signs[0] & kSign<A>)) look(0);
+    } else {
+      fold_lanes<Bits<A>, lines>(
+          signs, [](const auto& a, const auto& b) __attribute__((always_inline)) { return a | b; },
+          [&](const auto* folded) __attribute__((always_inline)) {
+            for (int d = 0; d < lines; ++d) {
+              if (folded[0][d] & kSign<A>) look(d);
+            }
+          });
+    }
+  });
+}
 
 template <class A, class T>
-INSTEMBED_INLINE void sum_rows_body(const T* pixels, int64_t stride, int64_t channels,
+INSTEMBED_INLINE void sum_rows_body(const T* pixels, int64_t stride, int64_t width,
                                     const TileCode& code, const int32_t* slots, int n,
                                     double* table) {
   for_each_member(code, slots, n, [&](int i, int32_t slot) __attribute__((always_inline)) {
     const T* row = pixels + i * stride;
-    double* sums = table + slot * channels;
+    double* sums = table + slot * width;
     int64_t d = 0;
-    for (; d + kShortLanes <= channels; d += kShortLanes) {
+    for (; d + kShortLanes <= width; d += kShortLanes) {
       const auto values = __builtin_convertvector(load_short<A>(row + d), Short<double>);
       store(sums + d, load<Short<double>>(sums + d) + values);
     }
-    for (; d < channels; ++d) sums[d] += convert<A>(row[d]);
+    for (; d < width; ++d) sums[d] += convert<A>(row[d]);
   });
 }
 
 template <class A, class T>
-INSTEMBED_INLINE void max_rows_body(const T* pixels, int64_t stride, int64_t channels,
+INSTEMBED_INLINE void max_rows_body(const T* pixels, int64_t stride, int64_t width,
                                     const TileCode& code, const int32_t* slots, int n,
                                     int64_t first, const Maxima<A>& table) {
   for_each_member(code, slots, n, [&](int i, int32_t slot) __attribute__((always_inline)) {
     const T* row = pixels + i * stride;
-    const Maxima<A> maxima = table + slot * channels;
-    const auto look = [&](int64_t d) __attribute__((always_inline)) {
-      offer(convert<A>(row[d]), first + i, maxima.best + d, maxima.at + d);
-    };
+    const Maxima<A> maxima = table + slot * width;
     int64_t d = 0;
-    for (; d + kShortLanes <= channels; d += kShortLanes) {
-      if (!any_lane(~(load_short<A>(row + d) <= load<Short<A>>(maxima.best + d)))) continue;
-      for (int k = 0; k < kShortLanes; ++k) look(d + k);
+    for (; d + kShortLanes <= width; d += kShortLanes) {
+      const auto signs = may_beat<A>(load_short<A>(row + d), load<Short<A>>(maxima.best + d));
+      if (!any_lane(signs & kSign<A>)) continue;
+      for (int k = 0; k < kShortLanes; ++k)
+        offer(convert<A>(row[d + k]), first + i, maxima + d + k);
     }
-    for (; d < channels; ++d) look(d);
+    for (; d < width; ++d) offer(convert<A>(row[d]), first + i, maxima + d);
   });
 }
 
-// values[slot] to each pixel of a line; `none` is the slot of pixels of no instance.
-template <class U>
-INSTEMBED_INLINE void fill_line_body(U* line, const TileCode& code, const int32_t* slots, int n,
-                                     const U* values, int64_t none) {
+// The row of a pixel's instance to each of the lines; `none` is the slot of pixels of no instance.
+template <int lines, class U>
+INSTEMBED_INLINE void fill_lines_body(U* tile, int64_t stride, const TileCode& code,
+                                      const int32_t* slots, int n, const U* table, int64_t none) {
   if (slots) {
-    for (int i = 0; i < n; ++i) line[i] = values[slots[i]];
+    for (int d = 0; d < lines; ++d) {
+      for (int i = 0; i < n; ++i) tile[d * stride + i] = table[slots[i] * kWidth + d];
+    }
     return;
   }
   code.for_each_run([&](int start, int length, int32_t slot) __attribute__((always_inline)) {
-    const U value = values[slot < 0 ? none : slot];
-    const Vec<U> vector = splat(value);
+    const U* row = table + (slot < 0 ? none : slot) * kWidth;
+    Vec<U> values[lines];
+    for (int d = 0; d < lines; ++d) values[d] = splat(row[d]);
     // Whole vectors are stored while they stay in the tile: what runs over into the next run is
     // overwritten by it.
     int i = start;
-    for (; i < start + length && i + kLanes<U> <= n; i += kLanes<U>) store(line + i, vector);
-    for (; i < start + length; ++i) line[i] = value;
+    for (; i < start + length && i + kLanes<U> <= n; i += kLanes<U>) {
+      for (int d = 0; d < lines; ++d) store(tile + d * stride + i, values[d]);
+    }
+    for (; i < start + length; ++i) {
+      for (int d = 0; d < lines; ++d) tile[d * stride + i] = row[d];
+    }
   });
 }
 
 // The kernels as functions of their own, one a target (common/simd.h).
-#define INSTEMBED_LINE_KERNELS(A)                                                                \
-  INSTEMBED_SIMD void sum_line(const A* line, const TileCode& code, const int32_t* slots, int n, \
-                               double* sums) {                                                   \
-    sum_line_body(line, code, slots, n, sums);                                                   \
-  }                                                                                              \
-  INSTEMBED_SIMD void max_line(const A* line, const TileCode& code, const int32_t* slots, int n, \
-                               int64_t first, const Maxima<A>& maxima) {                         \
-    max_line_body(line, code, slots, n, first, maxima);                                          \
+#define INSTEMBED_LINE_KERNELS(A)                                                           \
+  INSTEMBED_SIMD void sum_lines(const PlanarTile<A>& tile, int lines, const TileCode& code, \
+                                double* table) {                                            \
+    for_each_group(lines, [&](int d, auto width) __attribute__((always_inline)) {           \
+      sum_lines_body<width>(tile.from(d), code, table + d);                                 \
+    });                                                                                     \
+  }                                                                                         \
+  INSTEMBED_SIMD void max_lines(const PlanarTile<A>& tile, int lines, const TileCode& code, \
+                                int64_t first, const Maxima<A>& table) {                    \
+    for_each_group(lines, [&](int d, auto width) __attribute__((always_inline)) {           \
+      max_lines_body<width>(tile.from(d), code, first, table + d);                          \
+    });                                                                                     \
   }
 
 INSTEMBED_LINE_KERNELS(float)
 INSTEMBED_LINE_KERNELS(double)
 
 #define INSTEMBED_ROW_KERNELS(T)                                                                   \
-  INSTEMBED_SIMD void sum_rows(const T* pixels, int64_t stride, int64_t channels,                  \
+  INSTEMBED_SIMD void sum_rows(const T* pixels, int64_t stride, int64_t width,                     \
                                const TileCode& code, const int32_t* slots, int n, double* table) { \
-    sum_rows_body<accumulator_t<T>>(pixels, stride, channels, code, slots, n, table);              \
+    sum_rows_body<accumulator_t<T>>(pixels, stride, width, code, slots, n, table);                 \
   }                                                                                                \
-  INSTEMBED_SIMD void max_rows(const T* pixels, int64_t stride, int64_t channels,                  \
+  INSTEMBED_SIMD void max_rows(const T* pixels, int64_t stride, int64_t width,                     \
                                const TileCode& code, const int32_t* slots, int n, int64_t first,   \
                                const Maxima<accumulator_t<T>>& table) {                            \
-    max_rows_body(pixels, stride, channels, code, slots, n, first, table);                         \
+    max_rows_body(pixels, stride, width, code, slots, n, first, table);                            \
   }                                                                                                \
-  INSTEMBED_SIMD void copy_line(const T* from, int64_t stride, int64_t n, accumulator_t<T>* to) {  \
-    if (stride == 1) {                                                                             \
-      for (int64_t i = 0; i < n; ++i) to[i] = convert<accumulator_t<T>>(from[i]);                  \
-    } else {                                                                                       \
-      for (int64_t i = 0; i < n; ++i) to[i] = convert<accumulator_t<T>>(from[i * stride]);         \
-    }                                                                                              \
+  INSTEMBED_SIMD PlanarTile<accumulator_t<T>> planar_tile(                                         \
+      const Image<const T>& image, int64_t from, int64_t n, accumulator_t<T>* scratch) {           \
+    return load_planar<accumulator_t<T>>(image, from, n, scratch, planar_stride(kTile));           \
+  }                                                                                                \
+  INSTEMBED_SIMD void pixel_tile(const Image<const T>& image, int64_t from, int64_t n,             \
+                                 accumulator_t<T>* scratch) {                                      \
+    load_pixels(image, from, n, scratch);                                                          \
   }
 
 INSTEMBED_ROW_KERNELS(Half)
@@ -202,10 +271,12 @@ INSTEMBED_ROW_KERNELS(BFloat16)
 INSTEMBED_ROW_KERNELS(float)
 INSTEMBED_ROW_KERNELS(double)
 
-#define INSTEMBED_FILL_KERNEL(U)                                                            \
-  INSTEMBED_SIMD void fill_line(U* line, const TileCode& code, const int32_t* slots, int n, \
-                                const U* values, int64_t none) {                            \
-    fill_line_body(line, code, slots, n, values, none);                                     \
+#define INSTEMBED_FILL_KERNEL(U)                                                              \
+  INSTEMBED_SIMD void fill_lines(U* tile, int64_t stride, int lines, const TileCode& code,    \
+                                 const int32_t* slots, int n, const U* table, int64_t none) { \
+    for_each_group(lines, [&](int d, auto width) __attribute__((always_inline)) {             \
+      fill_lines_body<width>(tile + d * stride, stride, code, slots, n, table + d, none);     \
+    });                                                                                       \
   }
 
 INSTEMBED_FILL_KERNEL(uint16_t)
@@ -213,17 +284,7 @@ INSTEMBED_FILL_KERNEL(uint32_t)
 INSTEMBED_FILL_KERNEL(uint64_t)
 
 // ---------------------------------------------------------------------------------------------------------
-// Tables: what a task gathers. In lines slots lie side by side, in rows channels do.
-
-struct Layout {
-  bool rows;
-  int64_t slots, channels;
-
-  int64_t size() const { return slots * channels; }
-  int64_t operator()(int64_t slot, int64_t channel) const {
-    return rows ? slot * channels + channel : channel * slots + slot;
-  }
-};
+// Tables: what a task gathers, in rows of `width`.
 
 template <class T>
 class SumTable {
@@ -231,13 +292,13 @@ class SumTable {
   using A = accumulator_t<T>;
 
   void reset(int64_t size) { sums_.assign(size, 0.0); }
-  void line(const A* line, const TileCode& code, const int32_t* slots, int n, int64_t,
-            int64_t offset) {
-    sum_line(line, code, slots, n, sums_.data() + offset);
+  void lines(const PlanarTile<A>& tile, int lines, const TileCode& code, int64_t) {
+    sum_lines(tile, lines, code, sums_.data());
   }
-  void rows(const T* pixels, int64_t stride, int64_t channels, const TileCode& code,
+  template <class E>
+  void rows(const E* pixels, int64_t stride, int64_t width, const TileCode& code,
             const int32_t* slots, int n, int64_t) {
-    sum_rows(pixels, stride, channels, code, slots, n, sums_.data());
+    sum_rows(pixels, stride, width, code, slots, n, sums_.data());
   }
   void merge(const SumTable& other) {
     for (size_t k = 0; k < sums_.size(); ++k) sums_[k] += other.sums_[k];
@@ -258,17 +319,17 @@ class MaxTable {
     best_.assign(size, std::numeric_limits<A>::quiet_NaN());
     at_.assign(size, -1);
   }
-  void line(const A* line, const TileCode& code, const int32_t* slots, int n, int64_t first,
-            int64_t offset) {
-    max_line(line, code, slots, n, first, maxima() + offset);
+  void lines(const PlanarTile<A>& tile, int lines, const TileCode& code, int64_t first) {
+    max_lines(tile, lines, code, first, maxima());
   }
-  void rows(const T* pixels, int64_t stride, int64_t channels, const TileCode& code,
+  template <class E>
+  void rows(const E* pixels, int64_t stride, int64_t width, const TileCode& code,
             const int32_t* slots, int n, int64_t first) {
-    max_rows(pixels, stride, channels, code, slots, n, first, maxima());
+    max_rows(pixels, stride, width, code, slots, n, first, maxima());
   }
   void merge(const MaxTable& other) {
     for (size_t k = 0; k < at_.size(); ++k) {
-      if (other.at_[k] >= 0) offer(other.best_[k], other.at_[k], &best_[k], &at_[k]);
+      if (other.at_[k] >= 0) offer(other.best_[k], other.at_[k], maxima() + k);
     }
   }
   A value(int64_t k) const { return best_[k]; }
@@ -289,39 +350,53 @@ struct Task {
   int64_t image, first, last, channel, channels;
 };
 
-// Tasks of all images, the bands of the same channels one after another: enough for the threads of
-// a large machine, few enough that their tables stay a small part of the features. An image's are
-// decided by the image alone.
-template <class Slots>
+// Tasks of all images: bands(image, pixels, tasks that the channels already make) of the same
+// channels one after another. An image's are decided by the image alone.
+template <class Bands>
 std::vector<Task> cut_into_tasks(const Batch& batch, const TileGrid& grid, bool rows,
-                                 Slots&& slots) {
-  constexpr int64_t kChannels = 16, kMinTiles = 16, kMaxTasks = 64, kPixelsPerSlot = 32;
-  const int64_t group = rows ? std::max<int64_t>(1, batch.channels) : kChannels;
+                                 Bands&& bands) {
+  const int64_t group = rows ? std::max<int64_t>(1, batch.channels) : kWidth;
   const int64_t groups = (batch.channels + group - 1) / group;
   std::vector<Task> tasks;
   for (int64_t b = 0; b < batch.images; ++b) {
     const int64_t tiles = grid.first[b + 1] - grid.first[b];
-    const int64_t bands =
-        std::max<int64_t>(1, std::min({kMaxTasks / std::max<int64_t>(1, groups), tiles / kMinTiles,
-                                       batch.count(b) / (kPixelsPerSlot * slots(b))}));
+    const int64_t count = std::max<int64_t>(1, std::min(tiles, bands(b, batch.count(b), groups)));
     for (int64_t c = 0; c < batch.channels; c += group) {
-      for (int64_t k = 0; k < bands; ++k) {
-        tasks.push_back({b, tiles * k / bands, tiles * (k + 1) / bands, c,
-                         std::min(group, batch.channels - c)});
+      const int64_t channels = std::min(group, batch.channels - c);
+      for (int64_t k = 0; k < count; ++k) {
+        tasks.push_back({b, tiles * k / count, tiles * (k + 1) / count, c, channels});
       }
     }
   }
   return tasks;
 }
 
+// Tasks that write the gradient: enough for the threads of a large machine, large enough that no
+// two threads are often at the same huge page, which both would clear.
+std::vector<Task> cut_for_writing(const Batch& batch, const TileGrid& grid, bool rows,
+                                  int64_t element) {
+  constexpr int64_t kBytes = 2 << 20;
+  return cut_into_tasks(batch, grid, rows, [&](int64_t, int64_t pixels, int64_t groups) {
+    return pixels * batch.channels * element / (groups * kBytes);
+  });
+}
+
+int64_t table_width(const Task& task, bool rows) { return rows ? task.channels : kWidth; }
+
+template <class T>
+Image<T> image_of(const Task& task, const Array& array, const Batch& batch) {
+  Image<T> image(array, batch, task.image);
+  image.data += task.channel * image.channel_stride;
+  image.channels = task.channels;
+  return image;
+}
+
 // Slots of a dense tile's pixels, `none` for those of no instance; null for a tile of runs.
-const int32_t* dense_slots(const TileCode& code, int n, int64_t none, std::vector<int32_t>* room) {
+const int32_t* dense_slots(const TileCode& code, int n, int32_t none, std::vector<int32_t>* room) {
   if (code.is_runs()) return nullptr;
   room->resize(kTile);
   code.unpack(n, room->data());
-  for (int i = 0; i < n; ++i) {
-    if ((*room)[i] < 0) (*room)[i] = static_cast<int32_t>(none);
-  }
+  for (int i = 0; i < n; ++i) (*room)[i] = (*room)[i] < 0 ? none : (*room)[i];
   return room->data();
 }
 
@@ -331,10 +406,10 @@ bool any_member(const TileCode& code) {
   return any;
 }
 
-// f(tile's code, slots, first pixel, pixels) for each tile of a task.
+// f(code, slots, first pixel, pixels) for each tile of a task.
 template <class F>
 void for_each_tile(const Task& task, const TileGrid& grid, const RunsView& runs, int64_t pixels,
-                   int64_t none, F&& f) {
+                   int32_t none, F&& f) {
   std::vector<int32_t> room;
   for (int64_t t = task.first; t < task.last; ++t) {
     const TileCode code = runs[grid.first[task.image] + t];
@@ -344,28 +419,38 @@ void for_each_tile(const Task& task, const TileGrid& grid, const RunsView& runs,
   }
 }
 
+// Asks for the tile after the current one: runs make the kernels jump from line to line, where the
+// hardware's prefetcher loses the thread.
+template <class T>
+void prefetch_tile(const Image<const T>& image, int64_t from) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  const int64_t end = std::min(image.pixels, from + kTile);
+  for (int64_t d = 0; d < image.channels; ++d) {
+    const T* line = image.data + d * image.channel_stride;
+    for (int64_t i = from; i < end; i += kLine) __builtin_prefetch(line + i, 0, 2);
+  }
+}
+
+// What a task's tiles add to its table.
 template <class T, class Table>
 void gather(const Image<const T>& image, const Task& task, const TileGrid& grid,
-            const RunsView& runs, const Layout& layout, Table* table) {
+            const RunsView& runs, int32_t instances, bool rows, Table* table) {
   using A = accumulator_t<T>;
-  std::vector<A> scratch(kTile + kLanes<A>);
-  for_each_tile(task, grid, runs, image.pixels, layout.slots - 1,
+  std::vector<A> scratch(rows ? 0 : kWidth * planar_stride(kTile));
+  for_each_tile(task, grid, runs, image.pixels, instances,
                 [&](const TileCode& code, const int32_t* slots, int64_t from, int n) {
-                  if (!slots && !any_member(code)) return;
-                  const T* source =
-                      image.data + task.channel * image.channel_stride + from * image.pixel_stride;
-                  if (layout.rows) {
-                    table->rows(source, image.pixel_stride, task.channels, code, slots, n, from);
+                  if (rows) {
+                    table->rows(image.data + from * image.pixel_stride, image.pixel_stride,
+                                task.channels, code, slots, n, from);
                     return;
                   }
-                  bool in_place = false;
-                  if constexpr (std::is_same_v<T, A>)
-                    in_place = image.template planar_in_place<A>(from, n);
-                  for (int64_t d = 0; d < task.channels; ++d, source += image.channel_stride) {
-                    const A* line = scratch.data();
-                    if constexpr (std::is_same_v<T, A>) line = in_place ? source : line;
-                    if (!in_place) copy_line(source, image.pixel_stride, n, scratch.data());
-                    table->line(line, code, slots, n, from, layout(0, d));
+                  if (image.pixel_stride == 1) prefetch_tile(image, from + kTile);
+                  if (slots) {
+                    pixel_tile(image, from, n, scratch.data());
+                    table->rows(scratch.data(), kWidth, kWidth, code, slots, n, from);
+                  } else if (any_member(code)) {
+                    table->lines(planar_tile(image, from, n, scratch.data()),
+                                 static_cast<int>(task.channels), code, from);
                   }
                 });
 }
@@ -453,22 +538,28 @@ template <class T, class Table>
 void Instances::pool_into(const Array& features, const Batch& batch, Reduce reduce,
                           const Outputs& outputs, int threads) const {
   using A = accumulator_t<T>;
+  constexpr int64_t kMaxTasks = 64, kMinPixels = 1 << 15, kPixelsPerSlot = 32;
   const bool in_rows = lies_in_rows(batch);
-  const auto slots = [&](int64_t b) { return runs_.instances(b) + int64_t{1}; };
-  const std::vector<Task> tasks = cut_into_tasks(batch, grid_, in_rows, slots);
+  // Enough for the threads of a large machine, few enough that tables stay a small part of the
+  // features.
+  const std::vector<Task> tasks =
+      cut_into_tasks(batch, grid_, in_rows, [&](int64_t b, int64_t pixels, int64_t groups) {
+        return std::min({kMaxTasks / std::max<int64_t>(1, groups), pixels / kMinPixels,
+                         pixels / (kPixelsPerSlot * (runs_.instances(b) + int64_t{1}))});
+      });
   std::vector<Table> tables(tasks.size());
   parallel_for(static_cast<int64_t>(tasks.size()), threads, [&](int64_t k) {
     const Task& task = tasks[k];
-    const Layout layout{in_rows, slots(task.image), task.channels};
-    tables[k].reset(layout.size());
-    gather(Image<const T>(features, batch, task.image), task, grid_, runs_.view(), layout,
+    const int32_t instances = runs_.instances(task.image);
+    tables[k].reset((instances + int64_t{1}) * table_width(task, in_rows));
+    gather(image_of<const T>(task, features, batch), task, grid_, runs_.view(), instances, in_rows,
            &tables[k]);
   });
 
   const int64_t capacity = outputs.pooled.shape[1], channels = batch.channels;
   auto* const pooled = outputs.pooled.as<A>();
   auto* const argmax = outputs.argmax ? outputs.argmax->as<int64_t>() : nullptr;
-  std::vector<int64_t> heads;  // first bands
+  std::vector<int64_t> heads;  // the first band of each image and channels
   for (size_t k = 0; k < tasks.size(); ++k) {
     const bool first =
         k == 0 || tasks[k].image != tasks[k - 1].image || tasks[k].channel != tasks[k - 1].channel;
@@ -479,16 +570,15 @@ void Instances::pool_into(const Array& features, const Batch& batch, Reduce redu
     Table& table = tables[heads[h]];
     for (int64_t k = heads[h] + 1; k < heads[h + 1]; ++k) table.merge(tables[k]);
     const Task& task = tasks[heads[h]];
-    const int64_t b = task.image, instances = runs_.instances(b);
-    const Layout layout{in_rows, slots(b), task.channels};
+    const int64_t b = task.image, instances = runs_.instances(b),
+                  width = table_width(task, in_rows);
     const auto place = [&](int64_t row) { return (b * capacity + row) * channels + task.channel; };
     for (int64_t slot = 0; slot < instances; ++slot) {
       const int64_t to = place(rows_[b][slot]);
       const auto divisor = reduce == Reduce::mean ? runs_.counts[b][slot] : 1;
       for (int64_t d = 0; d < task.channels; ++d) {
-        const int64_t from = layout(slot, d);
-        pooled[to + d] = static_cast<A>(table.value(from) / divisor);
-        if (argmax) argmax[to + d] = first_pixel(batch, b) + table.at(from);
+        pooled[to + d] = static_cast<A>(table.value(slot * width + d) / divisor);
+        if (argmax) argmax[to + d] = first_pixel(batch, b) + table.at(slot * width + d);
       }
     }
     for (int64_t row = instances; row < capacity; ++row) {
@@ -546,48 +636,42 @@ void Instances::spread(const Array& grad, const Array* offsets, Reduce reduce,
   expect(reduce != Reduce::max, "reduce: the gradient of max needs argmax");
   const int64_t capacity = grad.shape[1];
   const bool in_rows = lies_in_rows(batch);
-  const auto slots = [&](int64_t b) { return runs_.instances(b) + int64_t{1}; };
-  const std::vector<Task> tasks = cut_into_tasks(batch, grid_, in_rows, slots);
   dispatch_floating(grad_features.dtype, "grad_features", [&](auto type) {
     using T = decltype(type);
     using A = accumulator_t<T>;
     using U = typename BitsOf<sizeof(T)>::type;
     prefer_huge_pages(grad_features.data, grad_features.size() * sizeof(T));
+    const std::vector<Task> tasks = cut_for_writing(batch, grid_, in_rows, sizeof(T));
     parallel_for(static_cast<int64_t>(tasks.size()), threads, [&](int64_t k) {
       const Task& task = tasks[k];
-      const int64_t b = task.image;
-      const Layout layout{in_rows, slots(b), task.channels};
-      std::vector<U> values(layout.size(), U{0});  // zero where there is no instance
-      for (int64_t slot = 0; slot < layout.slots - 1; ++slot) {
+      const int64_t b = task.image, width = table_width(task, in_rows);
+      const int32_t none = runs_.instances(b);
+      std::vector<U> table((none + int64_t{1}) * width, U{0});
+      for (int64_t slot = 0; slot < none; ++slot) {
         const A* row =
             grad.as<const A>() + (b * capacity + rows_[b][slot]) * batch.channels + task.channel;
         const auto divisor = reduce == Reduce::mean ? static_cast<A>(runs_.counts[b][slot]) : A(1);
         for (int64_t d = 0; d < task.channels; ++d) {
-          values[layout(slot, d)] = bit_cast<U>(convert<T>(row[d] / divisor));
+          table[slot * width + d] = bit_cast<U>(convert<T>(row[d] / divisor));
         }
       }
-      const Image<U> image(grad_features, batch, b);
-      const int64_t none = layout.slots - 1;
+      const auto image = image_of<U>(task, grad_features, batch);
       for_each_tile(task, grid_, runs_.view(), image.pixels, none,
-                    [&](const TileCode& code, const int32_t* dense, int64_t from, int n) {
-                      U* target = image.data + task.channel * image.channel_stride +
-                                  from * image.pixel_stride;
+                    [&](const TileCode& code, const int32_t* slots, int64_t from, int n) {
+                      U* target = image.data + from * image.pixel_stride;
                       const auto fill_row = [&](int i, int64_t slot) {
-                        std::copy_n(values.data() + slot * task.channels, task.channels,
+                        std::copy_n(table.data() + slot * width, width,
                                     target + i * image.pixel_stride);
                       };
                       if (!in_rows) {
-                        for (int64_t d = 0; d < task.channels; ++d) {
-                          fill_line(target + d * image.channel_stride, code, dense, n,
-                                    values.data() + layout(0, d), none);
-                        }
-                      } else if (dense) {
-                        for (int i = 0; i < n; ++i) fill_row(i, dense[i]);
+                        fill_lines(target, image.channel_stride, static_cast<int>(task.channels),
+                                   code, slots, n, table.data(), none);
+                      } else if (slots) {
+                        for (int i = 0; i < n; ++i) fill_row(i, slots[i]);
                       } else {
                         code.for_each_run([&](int start, int length, int32_t slot) {
-                          for (int i = start; i < start + length; ++i) {
+                          for (int i = start; i < start + length; ++i)
                             fill_row(i, slot < 0 ? none : slot);
-                          }
                         });
                       }
                     });
@@ -601,28 +685,23 @@ void spread_max(const Array& grad, const Array& argmax, const Array* offsets,
   check_pooled(grad, batch, grad_features.dtype, "grad");
   expect_contiguous(argmax, DType::i64, grad.size(), "argmax");
   const bool in_rows = lies_in_rows(batch);
-  const TileGrid grid(batch, kTile);
-  const std::vector<Task> tasks =
-      cut_into_tasks(batch, grid, in_rows, [](int64_t) { return int64_t{1}; });
   const int64_t per_image = grad.shape[1] * batch.channels;
   dispatch_floating(grad_features.dtype, "grad_features", [&](auto type) {
     using T = decltype(type);
     using A = accumulator_t<T>;
     prefer_huge_pages(grad_features.data, grad_features.size() * sizeof(T));
+    const std::vector<Task> tasks =
+        cut_for_writing(batch, TileGrid(batch, kTile), in_rows, sizeof(T));
     parallel_for(static_cast<int64_t>(tasks.size()), threads, [&](int64_t k) {
-      const Task& task = tasks[k];
-      const Image<T> image(grad_features, batch, task.image);
-      const int64_t from = task.first * kTile, to = std::min(image.pixels, task.last * kTile);
-      T* target = image.data + task.channel * image.channel_stride + from * image.pixel_stride;
-      if (in_rows) {
-        for (int64_t i = from; i < to; ++i, target += image.pixel_stride) {
-          std::fill_n(target, task.channels, T{});
-        }
-      } else {
-        for (int64_t d = 0; d < task.channels; ++d, target += image.channel_stride) {
-          std::fill_n(target, to - from, T{});
-        }
-      }
+      const auto image = image_of<T>(tasks[k], grad_features, batch);
+      const int64_t from = tasks[k].first * kTile;
+      const int64_t n = std::min(image.pixels, tasks[k].last * kTile) - from;
+      T* target = image.data + from * image.pixel_stride;
+      // A line a channel, or a row a pixel.
+      const int64_t length = in_rows ? image.channels : n;
+      const int64_t count = in_rows ? n : image.channels;
+      const int64_t stride = in_rows ? image.pixel_stride : image.channel_stride;
+      for (int64_t i = 0; i < count; ++i) std::fill_n(target + i * stride, length, T{});
     });
     parallel_for(batch.images, threads, [&](int64_t b) {
       const Image<T> image(grad_features, batch, b);
