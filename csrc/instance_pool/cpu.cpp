@@ -371,14 +371,21 @@ std::vector<Task> cut_into_tasks(const Batch& batch, const TileGrid& grid, bool 
   return tasks;
 }
 
-// Tasks that write the gradient: enough for the threads of a large machine, large enough that no
-// two threads are often at the same huge page, which both would clear.
+// Tasks that write the gradient, about a huge page each. Tasks that start together lie far apart:
+// threads that get the pages of one neighbourhood from the system wait for each other.
 std::vector<Task> cut_for_writing(const Batch& batch, const TileGrid& grid, bool rows,
                                   int64_t element) {
-  constexpr int64_t kBytes = 2 << 20;
-  return cut_into_tasks(batch, grid, rows, [&](int64_t, int64_t pixels, int64_t groups) {
-    return pixels * batch.channels * element / (groups * kBytes);
-  });
+  constexpr int64_t kBytes = 2 << 20, kApart = 16;
+  const std::vector<Task> tasks =
+      cut_into_tasks(batch, grid, rows, [&](int64_t, int64_t pixels, int64_t groups) {
+        return pixels * batch.channels * element / (groups * kBytes);
+      });
+  const size_t stretch = (tasks.size() + kApart - 1) / kApart;
+  std::vector<Task> ordered;
+  for (size_t k = 0; k < stretch; ++k) {
+    for (size_t j = k; j < tasks.size(); j += stretch) ordered.push_back(tasks[j]);
+  }
+  return ordered;
 }
 
 int64_t table_width(const Task& task, bool rows) { return rows ? task.channels : kWidth; }

@@ -144,16 +144,16 @@ def _pool_cpu(
             f"max_instances={max_instances} is too small: an image has {instances.largest} instances"
         )
     capacity = instances.largest if max_instances is None else max_instances
-    *outputs, argmax = _new_outputs(features, offsets, reduce, capacity)
+    outputs = _new_outputs(features, offsets, reduce, capacity)
     instances.pool(
         flat_embeddings(features),
         offsets,
         getattr(core.Reduce, reduce),
-        *outputs,
-        argmax if reduce == "max" else None,
+        *outputs[:4],
+        outputs[4] if reduce == "max" else None,
         threads=threads(),
     )
-    return *outputs, argmax
+    return outputs
 
 
 @torch.library.register_fake("instembed::instance_pool", lib=_library)
