@@ -350,8 +350,8 @@ struct Task {
   int64_t image, first, last, channel, channels;
 };
 
-// Tasks of all images: bands(image, pixels, tasks that the channels already make) of the same
-// channels one after another. An image's are decided by the image alone.
+// Tasks of all images: bands(image, pixels, groups of channels) for each group, one after another.
+// An image's are decided by the image alone.
 template <class Bands>
 std::vector<Task> cut_into_tasks(const Batch& batch, const TileGrid& grid, bool rows,
                                  Bands&& bands) {
@@ -371,21 +371,14 @@ std::vector<Task> cut_into_tasks(const Batch& batch, const TileGrid& grid, bool 
   return tasks;
 }
 
-// Tasks that write the gradient, about a huge page each. Tasks that start together lie far apart:
-// threads that get the pages of one neighbourhood from the system wait for each other.
+// Tasks that write the gradient: about a huge page each, which is written as soon as the system
+// has cleared it.
 std::vector<Task> cut_for_writing(const Batch& batch, const TileGrid& grid, bool rows,
                                   int64_t element) {
-  constexpr int64_t kBytes = 2 << 20, kApart = 16;
-  const std::vector<Task> tasks =
-      cut_into_tasks(batch, grid, rows, [&](int64_t, int64_t pixels, int64_t groups) {
-        return pixels * batch.channels * element / (groups * kBytes);
-      });
-  const size_t stretch = (tasks.size() + kApart - 1) / kApart;
-  std::vector<Task> ordered;
-  for (size_t k = 0; k < stretch; ++k) {
-    for (size_t j = k; j < tasks.size(); j += stretch) ordered.push_back(tasks[j]);
-  }
-  return ordered;
+  constexpr int64_t kBytes = 2 << 20;
+  return cut_into_tasks(batch, grid, rows, [&](int64_t, int64_t pixels, int64_t groups) {
+    return pixels * batch.channels * element / (groups * kBytes);
+  });
 }
 
 int64_t table_width(const Task& task, bool rows) { return rows ? task.channels : kWidth; }
