@@ -109,9 +109,9 @@ INSTEMBED_INLINE auto sum_lanes(const V& v) {
   }
 }
 
-// One step of folding the lanes of several vectors side by side: groups of `parts` lanes, a group
-// for each result, become groups of half as many. Lane `lane` of the result takes what it joins
-// from there.
+// One step of adding up the lanes of several vectors side by side: groups of `parts` lanes, a group
+// for each sum, become groups of half as many. Lane `lane` of the result takes what it adds from
+// there.
 template <int lanes, int parts>
 constexpr int group_lane(int lane, int half) {
   const int group = lane / (parts / 2), groups = lanes / parts;
@@ -119,48 +119,36 @@ constexpr int group_lane(int lane, int half) {
   return from + half * (parts / 2) + lane % (parts / 2);
 }
 
-template <int lanes, int parts, class V, class Join, size_t... I>
-INSTEMBED_INLINE auto join_group_halves(const V& a, const V& b, Join&& join,
-                                        std::index_sequence<I...>) {
-  return join(__builtin_shufflevector(a, b, group_lane<lanes, parts>(I, 0)...),
-              __builtin_shufflevector(a, b, group_lane<lanes, parts>(I, 1)...));
+template <int lanes, int parts, class V, size_t... I>
+INSTEMBED_INLINE auto add_group_halves(const V& a, const V& b, std::index_sequence<I...>) {
+  return __builtin_shufflevector(a, b, group_lane<lanes, parts>(I, 0)...) +
+         __builtin_shufflevector(a, b, group_lane<lanes, parts>(I, 1)...);
 }
 
-// use(results) with the lanes of each of n vectors joined into one lane of the results: much less
-// work than one vector at a time.
-template <class A, int n, int parts = kLanes<A>, class V, class Join, class Use>
-INSTEMBED_INLINE void fold_lanes(const V* vectors, Join&& join, Use&& use) {
+// row[k] += the sum of the lanes of vectors[k], for n vectors: much less work than one at a time.
+template <class A, int n, int parts = kLanes<A>, class V>
+INSTEMBED_INLINE void add_lane_sums(const V* vectors, double* row) {
   constexpr int lanes = sizeof(V) / sizeof(A);
   if constexpr (parts == 1) {
-    use(vectors);
+    using Wide = vector_t<double, lanes>;
+    constexpr int count = n / lanes;
+    for (int k = 0; k < count; ++k) {
+      store(row + k * lanes,
+            load<Wide>(row + k * lanes) + __builtin_convertvector(vectors[k], Wide));
+    }
   } else if constexpr (n * parts > lanes) {
     constexpr int count = n * parts / lanes / 2;
-    V joined[count];
+    V sums[count];
     for (int k = 0; k < count; ++k) {
-      joined[k] = join_group_halves<lanes, parts>(vectors[2 * k], vectors[2 * k + 1], join,
-                                                  std::make_index_sequence<lanes>());
+      sums[k] = add_group_halves<lanes, parts>(vectors[2 * k], vectors[2 * k + 1],
+                                               std::make_index_sequence<lanes>());
     }
-    fold_lanes<A, n, parts / 2>(joined, join, use);
+    add_lane_sums<A, n, parts / 2>(sums, row);
   } else {
-    const vector_t<A, lanes / 2> joined = join_group_halves<lanes, parts>(
-        vectors[0], vectors[0], join, std::make_index_sequence<lanes / 2>());
-    fold_lanes<A, n, parts / 2>(&joined, join, use);
+    const vector_t<A, lanes / 2> sum = add_group_halves<lanes, parts>(
+        vectors[0], vectors[0], std::make_index_sequence<lanes / 2>());
+    add_lane_sums<A, n, parts / 2>(&sum, row);
   }
-}
-
-// row[k] += the sum of the lanes of vectors[k], for n vectors.
-template <class A, int n, class V>
-INSTEMBED_INLINE void add_lane_sums(const V* vectors, double* row) {
-  fold_lanes<A, n>(
-      vectors, [](const auto& a, const auto& b) __attribute__((always_inline)) { return a + b; },
-      [&](const auto* sums) __attribute__((always_inline)) {
-        constexpr int lanes = sizeof(*sums) / sizeof(A);
-        using Wide = vector_t<double, lanes>;
-        for (int k = 0; k < n / lanes; ++k) {
-          double* to = row + k * lanes;
-          store(to, load<Wide>(to) + __builtin_convertvector(sums[k], Wide));
-        }
-      });
 }
 
 // True if any lane of a comparison's result is set.

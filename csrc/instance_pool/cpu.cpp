@@ -73,7 +73,11 @@ INSTEMBED_INLINE void sum_lines_body(const PlanarTile<A>& tile, const TileCode& 
       const auto rest = first_lanes<A>(end - i);
       for (int d = 0; d < lines; ++d) totals[d] += keep(load<Vec<A>>(tile.row(d) + i), rest);
     }
-    add_lane_sums<A, lines>(totals, sums + slot * kWidth);
+    if constexpr (lines == 1) {
+      sums[slot * kWidth] += sum_lanes(totals[0]);
+    } else {
+      add_lane_sums<A, lines>(totals, sums + slot * kWidth);
+    }
   });
 }
 
@@ -152,19 +156,8 @@ INSTEMBED_INLINE void max_lines_body(const PlanarTile<A>& tile, const TileCode& 
         signs[d] |= keep(may_beat<A>(load<Vec<A>>(tile.row(d) + i), best[d]), rest);
       }
     }
-    const auto look = [&](int d) __attribute__((always_inline)) {
-      offer_run(tile.row(d), start, end, first, maxima + d);
-    };
-    if constexpr (lines == 1) {
-      if (any_lane(signs[0] & kSign<A>)) look(0);
-    } else {
-      fold_lanes<Bits<A>, lines>(
-          signs, [](const auto& a, const auto& b) __attribute__((always_inline)) { return a | b; },
-          [&](const auto* folded) __attribute__((always_inline)) {
-            for (int d = 0; d < lines; ++d) {
-              if (folded[0][d] & kSign<A>) look(d);
-            }
-          });
+    for (int d = 0; d < lines; ++d) {
+      if (any_lane(signs[d] & kSign<A>)) offer_run(tile.row(d), start, end, first, maxima + d);
     }
   });
 }
