@@ -1,93 +1,32 @@
 #include "common/label_runs.h"
 
 #include <algorithm>
-#include <type_traits>
+#include <stdexcept>
 
 #include "common/dtype.h"
 #include "common/id_map.h"
+#include "common/label_rows.h"
 #include "common/parallel.h"
 
 namespace instembed {
 namespace {
 
+// Short enough that a chunk's own slots fit 16 bits.
 constexpr int64_t kTilesPerChunk = 16;
 constexpr int32_t kMaxRunSlots =
     0x3ffffe;  // what a run's 22 bits can hold, less the two special codes
 constexpr int32_t kMaxShortSlots = 0xfffe;  // likewise for 16 bits
 
-struct Run {
-  int32_t length;
-  int32_t slot;
-};
-
-// What one task finds in its part of an image: runs in slots of its own, to be renumbered for the
-// image.
+// What one task finds in its part of an image: codes with slots of its own, to be renumbered for
+// the image.
 struct Chunk {
   int64_t image, first_tile, tiles;
   IdMap map;
   std::vector<int64_t> counts;
-  std::vector<Run> runs;
-  std::vector<int32_t> runs_per_tile;
+  std::vector<uint32_t> words;
+  std::vector<int32_t> words_per_tile;
   std::vector<int32_t> renumber;
 };
-
-template <class L>
-struct Row {
-  const L* data;
-  int64_t stride;
-  // Two's complement bits stand for an id of any type, so that 2^63 and more are ids like others.
-  int64_t operator[](int64_t i) const { return static_cast<int64_t>(data[i * stride]); }
-};
-
-// One past the last pixel of the run that starts at `from`.
-template <class L>
-int64_t run_end(const Row<L>& row, int64_t from, int64_t end) {
-  const L id = row.data[from * row.stride];
-  int64_t i = from + 1;
-  if (row.stride == 1) {
-    constexpr int kBlock = 16;
-    const L* p = row.data;
-    while (i + kBlock <= end) {
-      std::make_unsigned_t<L> difference = 0;
-      for (int k = 0; k < kBlock; ++k)
-        difference |= static_cast<std::make_unsigned_t<L>>(p[i + k] ^ id);
-      if (difference) break;
-      i += kBlock;
-    }
-  }
-  while (i < end && row.data[i * row.stride] == id) ++i;
-  return i;
-}
-
-template <class L>
-void scan(Chunk& chunk, const Row<L>& row, int64_t pixels, int tile, const LabelRules& rules) {
-  int64_t last_id = 0;
-  int32_t last_slot = -3;  // no id yet
-  chunk.runs.reserve(chunk.tiles * tile / 4);
-  for (int64_t t = chunk.first_tile; t < chunk.first_tile + chunk.tiles; ++t) {
-    const int64_t end = std::min(pixels, (t + 1) * tile);
-    const size_t before = chunk.runs.size();
-    for (int64_t i = t * tile; i < end;) {
-      const int64_t next = run_end(row, i, end);
-      const int64_t id = row[i];
-      if (id != last_id || last_slot == -3) {
-        last_id = id;
-        if (rules.ignore_index == id) {
-          last_slot = kIgnored;
-        } else if (rules.background == id) {
-          last_slot = kBackground;
-        } else {
-          last_slot = chunk.map.slot(id);
-          if (last_slot == static_cast<int32_t>(chunk.counts.size())) chunk.counts.push_back(0);
-        }
-      }
-      if (last_slot >= 0) chunk.counts[last_slot] += next - i;
-      chunk.runs.push_back({static_cast<int32_t>(next - i), last_slot});
-      i = next;
-    }
-    chunk.runs_per_tile.push_back(static_cast<int32_t>(chunk.runs.size() - before));
-  }
-}
 
 // The number of words that a tile's code takes; it also says which code it is (TileCode::is_runs).
 int64_t code_size(int64_t runs, int tile, int32_t instances) {
@@ -95,29 +34,83 @@ int64_t code_size(int64_t runs, int tile, int32_t instances) {
   return instances < kMaxShortSlots ? tile / 2 : tile;
 }
 
-void encode(const Run* runs, int64_t count, const std::vector<int32_t>& renumber, int tile,
-            int64_t size, uint32_t* words) {
-  const auto slot_of = [&](const Run& run) {
-    return static_cast<uint32_t>(run.slot < 0 ? run.slot : renumber[run.slot]);
-  };
-  if (size <= tile / 4) {
-    for (int64_t k = 0; k < count; ++k) {
-      words[k] = static_cast<uint32_t>(runs[k].length - 1) << 22 | (slot_of(runs[k]) & 0x3fffffu);
-    }
-    return;
+struct Run {
+  int32_t length, slot;
+};
+
+uint32_t run_word(int32_t length, int32_t slot) {
+  return static_cast<uint32_t>(length - 1) << 22 | (static_cast<uint32_t>(slot) & 0x3fffffu);
+}
+
+// A dense code of `size` words.
+void store_slot(uint32_t* words, int64_t size, int tile, int64_t at, int32_t slot) {
+  if (size == tile) {
+    words[at] = static_cast<uint32_t>(slot);
+  } else {
+    const int shift = 16 * (at & 1);
+    words[at / 2] = (words[at / 2] & ~(0xffffu << shift)) | (static_cast<uint32_t>(slot) & 0xffffu)
+                                                                << shift;
   }
-  int at = 0;
-  for (int64_t k = 0; k < count; ++k) {
-    const uint32_t slot = slot_of(runs[k]);
-    for (int j = 0; j < runs[k].length; ++j, ++at) {
-      if (size == tile) {
-        words[at] = slot;
-      } else {
-        const int shift = 16 * (at & 1);
-        words[at / 2] = (words[at / 2] & ~(0xffffu << shift)) | (slot & 0xffffu) << shift;
+}
+
+template <class L>
+void scan(Chunk& chunk, const L* labels, int64_t stride, int64_t pixels, int tile,
+          const LabelRules& rules) {
+  LineScanner<L> scanner;
+  std::vector<Run> runs(tile);
+  int64_t last_id = 0;
+  int32_t last_slot = -3;  // no id yet
+  const auto slot_of = [&](int64_t id) {
+    if (rules.ignore_index == id) return kIgnored;
+    if (rules.background == id) return kBackground;
+    const int32_t slot = chunk.map.slot(id);
+    if (slot == static_cast<int32_t>(chunk.counts.size())) chunk.counts.push_back(0);
+    return slot;
+  };
+  for (int64_t t = chunk.first_tile; t < chunk.first_tile + chunk.tiles; ++t) {
+    const int64_t from = t * tile;
+    int count = 0;
+    scanner.scan(labels + from * stride, stride, std::min<int64_t>(tile, pixels - from),
+                 [&](int64_t start, int64_t end, int64_t id) {
+                   if (id != last_id || last_slot == -3) {
+                     last_id = id;
+                     last_slot = slot_of(id);
+                   }
+                   if (last_slot >= 0) chunk.counts[last_slot] += end - start;
+                   runs[count++] = {static_cast<int32_t>(end - start), last_slot};
+                 });
+    const size_t before = chunk.words.size();
+    const int64_t size = code_size(count, tile, 0);
+    chunk.words.resize(before + size, 0);
+    uint32_t* words = chunk.words.data() + before;
+    for (int k = 0, at = 0; k < count; ++k) {
+      if (size <= tile / 4) words[k] = run_word(runs[k].length, runs[k].slot);
+      for (int j = 0; size > tile / 4 && j < runs[k].length; ++j, ++at) {
+        store_slot(words, size, tile, at, runs[k].slot);
       }
     }
+    chunk.words_per_tile.push_back(static_cast<int32_t>(size));
   }
+}
+
+// A tile's code with the image's slots in place of the chunk's.
+void recode(const TileCode& code, const std::vector<int32_t>& renumber, int64_t size,
+            uint32_t* words) {
+  const auto slot_of = [&](int32_t slot) { return slot < 0 ? slot : renumber[slot]; };
+  int64_t k = 0, at = 0;
+  if (!code.is_runs()) {
+    int32_t slots[kMaxTile];
+    code.unpack(code.tile, slots);
+    for (int i = 0; i < code.tile; ++i) store_slot(words, size, code.tile, i, slot_of(slots[i]));
+    return;
+  }
+  code.for_each_run([&](int, int length, int32_t slot) {
+    if (size <= code.tile / 4) {
+      words[k++] = run_word(length, slot_of(slot));
+      return;
+    }
+    for (int j = 0; j < length; ++j, ++at) store_slot(words, size, code.tile, at, slot_of(slot));
+  });
 }
 
 }  // namespace
@@ -140,7 +133,7 @@ void TileCode::unpack(int n, int32_t* slots) const {
 }
 
 LabelRuns::LabelRuns(const Array& labels, const Batch& batch, const TileGrid& grid,
-                     const LabelRules& rules, int threads)
+                     const LabelRules& rules, int threads, const Room& room)
     : counts(batch.images), ids(batch.images), tiles_(grid.tiles()), tile_(grid.tile) {
   std::vector<Chunk> chunks;
   std::vector<int64_t> first_chunk(batch.images + 1, 0);
@@ -160,8 +153,8 @@ LabelRuns::LabelRuns(const Array& labels, const Batch& batch, const TileGrid& gr
     using L = decltype(type);
     parallel_for(static_cast<int64_t>(chunks.size()), threads, [&](int64_t k) {
       Chunk& chunk = chunks[k];
-      const Row<L> row{labels.as<const L>() + batch.first(chunk.image), batch.pixel_stride};
-      scan(chunk, row, batch.count(chunk.image), tile_, rules);
+      scan(chunk, labels.as<const L>() + batch.first(chunk.image), batch.pixel_stride,
+           batch.count(chunk.image), tile_, rules);
     });
   });
 
@@ -185,21 +178,25 @@ LabelRuns::LabelRuns(const Array& labels, const Batch& batch, const TileGrid& gr
     for (int64_t t = 0; t < chunk.tiles; ++t) {
       const int64_t index = grid.first[chunk.image] + chunk.first_tile + t;
       offsets[index + 1] =
-          offsets[index] + code_size(chunk.runs_per_tile[t], tile_, instances(chunk.image));
+          offsets[index] + code_size(chunk.words_per_tile[t], tile_, instances(chunk.image));
     }
   }
   if (offsets.back() > UINT32_MAX) throw std::length_error("labels: more than 2^32 pixels a batch");
-  block.resize(tiles_ + 1 + offsets.back());
-  std::copy(offsets.begin(), offsets.end(), block.begin());
+  size_ = tiles_ + 1 + offsets.back();
+  fits_ = size_ <= room.size;
+  if (!fits_) own_.reset(new uint32_t[size_]);
+  block_ = fits_ ? room.words : own_.get();
+  std::copy(offsets.begin(), offsets.end(), block_);
   parallel_for(static_cast<int64_t>(chunks.size()), threads, [&](int64_t k) {
-    const Chunk& chunk = chunks[k];
-    const Run* runs = chunk.runs.data();
+    Chunk& chunk = chunks[k];
+    const uint32_t* words = chunk.words.data();
     for (int64_t t = 0; t < chunk.tiles; ++t) {
       const int64_t index = grid.first[chunk.image] + chunk.first_tile + t;
-      encode(runs, chunk.runs_per_tile[t], chunk.renumber, tile_,
-             offsets[index + 1] - offsets[index], block.data() + tiles_ + 1 + offsets[index]);
-      runs += chunk.runs_per_tile[t];
+      recode({words, chunk.words_per_tile[t], tile_}, chunk.renumber,
+             offsets[index + 1] - offsets[index], block_ + tiles_ + 1 + offsets[index]);
+      words += chunk.words_per_tile[t];
     }
+    chunk.words = {};
   });
 }
 

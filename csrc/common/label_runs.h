@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -24,9 +25,11 @@ struct LabelRules {
   std::optional<int64_t> ignore_index;  // the id of what takes no part at all
 };
 
+constexpr int kMaxTile = 1024;
+
 // Offsets of the tiles of all images, image after image.
 struct TileGrid {
-  int tile = 0;                // pixels, at most 1024
+  int tile = 0;                // pixels, at most kMaxTile
   std::vector<int64_t> first;  // first[b] is image b's first tile; images + 1 elements
 
   TileGrid() = default;
@@ -76,20 +79,31 @@ struct RunsView {
 
 class LabelRuns {
  public:
+  // Where the caller wants the code, if it fits.
+  struct Room {
+    uint32_t* words = nullptr;
+    int64_t size = 0;
+  };
+
   // Reads the labels once.
   LabelRuns(const Array& labels, const Batch& batch, const TileGrid& grid, const LabelRules& rules,
-            int threads);
+            int threads, const Room& room);
 
   int32_t instances(int64_t image) const { return static_cast<int32_t>(counts[image].size()); }
-  RunsView view() const { return {block.data(), tiles_, tile_}; }
+  RunsView view() const { return {block_, tiles_, tile_}; }
+  int64_t size() const { return size_; }  // words of the code
+  bool in_room() const { return fits_; }
 
   std::vector<std::vector<int64_t>> counts;  // [image][slot]: pixels
   std::vector<std::vector<int64_t>> ids;     // [image][slot]
-  std::vector<uint32_t> block;               // see RunsView
 
  private:
   int64_t tiles_;
   int tile_;
+  int64_t size_ = 0;
+  bool fits_ = false;
+  uint32_t* block_ = nullptr;  // see RunsView
+  std::unique_ptr<uint32_t[]> own_;
 };
 
 }  // namespace instembed

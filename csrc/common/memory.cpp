@@ -1,9 +1,13 @@
 #include "common/memory.h"
 
 #include <cstdint>
+#include <cstring>
 
 #ifdef __linux__
 #include <sys/mman.h>
+#endif
+#ifdef __SSE2__
+#include <emmintrin.h>
 #endif
 
 namespace instembed {
@@ -19,6 +23,34 @@ void prefer_huge_pages(void* data, size_t bytes) {
 #else
   (void)data;
   (void)bytes;
+#endif
+}
+
+bool outgrows_caches(size_t bytes) {
+  constexpr size_t kLarge = size_t{8} << 20;
+  return bytes >= kLarge;
+}
+
+void stream_copy(void* target, const void* source, size_t bytes) {
+#ifdef __SSE2__
+  constexpr size_t kUnit = sizeof(__m128i);
+  auto* to = static_cast<char*>(target);
+  const auto* from = static_cast<const char*>(source);
+  if (reinterpret_cast<uintptr_t>(to) % kUnit == 0) {
+    for (; bytes >= kUnit; to += kUnit, from += kUnit, bytes -= kUnit) {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(to),
+                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    }
+  }
+  std::memcpy(to, from, bytes);
+#else
+  std::memcpy(target, source, bytes);
+#endif
+}
+
+void end_stream() {
+#ifdef __SSE2__
+  _mm_sfence();
 #endif
 }
 

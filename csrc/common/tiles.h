@@ -6,6 +6,7 @@
 
 #include "common/batch.h"
 #include "common/dtype.h"
+#include "common/memory.h"
 #include "common/simd.h"
 
 namespace instembed {
@@ -16,8 +17,20 @@ template <class A>
 struct PlanarTile {
   const A* data;
   int64_t row_stride;
+  int64_t ahead = 0;  // the next tile, where it lies along the rows and has not been asked for yet
   INSTEMBED_INLINE const A* row(int64_t d) const { return data + d * row_stride; }
-  INSTEMBED_INLINE PlanarTile from(int64_t d) const { return {row(d), row_stride}; }
+
+  // Asks for the next tile's pixels that lie `ahead` of pixel i. Kernels do so as they go: asked
+  // for at once, a whole tile takes all the buffers that cache misses have, and everything waits.
+  INSTEMBED_INLINE void prefetch(int64_t i, int64_t channels) const {
+    if (!ahead) return;
+    for (int64_t d = 0; d < channels; ++d) __builtin_prefetch(row(d) + i + ahead, 0, 2);
+  }
+  INSTEMBED_INLINE void prefetch(int64_t i, int64_t length, int64_t channels) const {
+    if (!ahead) return;
+    constexpr int64_t kLine = 64 / sizeof(A);
+    for (int64_t k = 0; k < length; k += kLine) prefetch(i + k, channels);
+  }
 };
 
 // Channels of a pixel are padded with zeros to whole short vectors in pixel-major tiles and tables.
@@ -147,11 +160,11 @@ INSTEMBED_INLINE PlanarTile<A> load_planar(const Image<const T>& image, int64_t 
                                            A* scratch, int64_t stride) {
   const T* source = image.data + from * image.pixel_stride;
   if constexpr (std::is_same_v<T, A>) {
-    if (image.template planar_in_place<A>(from, n)) return {source, image.channel_stride};
+    if (image.template planar_in_place<A>(from, n)) return {source, image.channel_stride, n};
   }
   if (image.channel_stride == 1 && image.pixel_stride != 1) {
     transpose<Padded::rows, A>(source, image.pixel_stride, n, image.channels, scratch, stride);
-    return {scratch, stride};
+    return {scratch, stride, 0};
   }
   for (int64_t d = 0; d < image.channels; ++d) {
     const T* row = source + d * image.channel_stride;
@@ -162,13 +175,13 @@ INSTEMBED_INLINE PlanarTile<A> load_planar(const Image<const T>& image, int64_t 
         scratch[d * stride + i] = convert<A>(row[i * image.pixel_stride]);
     }
   }
-  return {scratch, stride};
+  return {scratch, stride, 0};
 }
 
-// The reverse, for a tile that was written to `scratch`.
+// The reverse, for a tile that was written to `scratch`; past the caches if `stream`.
 template <class A, class T>
 INSTEMBED_INLINE void store_planar(const Image<T>& image, int64_t from, int64_t n, const A* scratch,
-                                   int64_t stride) {
+                                   int64_t stride, bool stream) {
   T* target = image.data + from * image.pixel_stride;
   if (image.channel_stride == 1 && image.pixel_stride != 1) {
     transpose<Padded::columns, A>(scratch, stride, image.channels, n, target, image.pixel_stride);
@@ -176,7 +189,9 @@ INSTEMBED_INLINE void store_planar(const Image<T>& image, int64_t from, int64_t 
   }
   for (int64_t d = 0; d < image.channels; ++d) {
     T* row = target + d * image.channel_stride;
-    if (image.pixel_stride == 1) {
+    if (std::is_same_v<T, A> && stream && image.pixel_stride == 1) {
+      stream_copy(row, scratch + d * stride, n * sizeof(T));
+    } else if (image.pixel_stride == 1) {
       for (int64_t i = 0; i < n; ++i) row[i] = convert<T>(scratch[d * stride + i]);
     } else {
       for (int64_t i = 0; i < n; ++i)

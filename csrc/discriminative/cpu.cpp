@@ -94,14 +94,16 @@ INSTEMBED_INLINE void sum_runs_body(const PlanarTile<A>& tile, const TileCode& c
                                     VecSlot<A>* spare) {
   const int64_t count = fixed ? fixed : channels;
   code.for_each_run([&](int start, int length, int32_t slot) __attribute__((always_inline)) {
-    if (slot < 0) return;
+    if (slot < 0) return tile.prefetch(start, length, count);
     ChannelVectors<A, fixed> total(spare);
     for (int64_t d = 0; d < count; ++d) total[d] = Vec<A>{};
     int i = start;
     for (; i + kLanes<A> <= start + length; i += kLanes<A>) {
+      tile.prefetch(i, count);
       for (int64_t d = 0; d < count; ++d) total[d] += load<Vec<A>>(tile.row(d) + i);
     }
     if (i < start + length) {
+      tile.prefetch(i, count);
       const auto rest = first_lanes<A>(start + length - i);
       for (int64_t d = 0; d < count; ++d) total[d] += keep(load<Vec<A>>(tile.row(d) + i), rest);
     }
@@ -115,13 +117,14 @@ INSTEMBED_INLINE void spread_runs_body(const PlanarTile<A>& tile, const TileCode
                                        VecSlot<A>* spare) {
   const int64_t count = fixed ? fixed : tables.channels;
   code.for_each_run([&](int start, int length, int32_t slot) __attribute__((always_inline)) {
-    if (slot < 0) return;
+    if (slot < 0) return tile.prefetch(start, length, count);
     const A* mean = tables.means + slot * tables.padded;
     ChannelVectors<A, fixed> difference(spare), pull(spare + count);
     for (int64_t d = 0; d < count; ++d) pull[d] = Vec<A>{};
     Vec<A> squares{};
     bool any = false;
     const auto block = [&](int i, const auto& mask, auto whole) __attribute__((always_inline)) {
+      tile.prefetch(i, count);
       Vec<A> sum{};
       for (int64_t d = 0; d < count; ++d) {
         difference[d] = load<Vec<A>>(tile.row(d) + i) - mean[d];
@@ -147,28 +150,19 @@ INSTEMBED_INLINE void spread_runs_body(const PlanarTile<A>& tile, const TileCode
   });
 }
 
+// Rows of `out` have room for a vector past the tile: what a run's last vector writes beyond its
+// end is overwritten by the next run.
 template <int norm, int fixed, class A>
-INSTEMBED_INLINE void gradient_runs_body(const PlanarTile<A>& tile, const TileCode& code,
-                                         int pixels, A delta, const Tables<A>& tables,
-                                         const GradientTables<A>& gradient, A* out,
-                                         int64_t out_stride, VecSlot<A>* spare) {
+INSTEMBED_INLINE void gradient_runs_body(const PlanarTile<A>& tile, const TileCode& code, A delta,
+                                         const Tables<A>& tables, const GradientTables<A>& gradient,
+                                         A* out, int64_t out_stride, VecSlot<A>* spare) {
   const int64_t count = fixed ? fixed : tables.channels;
   code.for_each_run([&](int start, int length, int32_t slot) __attribute__((always_inline)) {
     const int end = start + length;
-    // Whole vectors are stored while they stay in the tile: what runs over into the next run is
-    // overwritten by it.
-    const int last_whole = pixels - kLanes<A>;
-    const auto store_first = [&](int64_t d, int i, const Vec<A>& v) __attribute__((always_inline)) {
-      A lanes[kLanes<A>];
-      store(lanes, v);
-      std::memcpy(out + d * out_stride + i, lanes, (end - i) * sizeof(A));
-    };
     if (slot < 0) {
+      tile.prefetch(start, length, count);
       for (int64_t d = 0; d < count; ++d) {
-        int i = start;
-        for (; i < end && i <= last_whole; i += kLanes<A>)
-          store(out + d * out_stride + i, Vec<A>{});
-        if (i < end) store_first(d, i, Vec<A>{});
+        for (int i = start; i < end; i += kLanes<A>) store(out + d * out_stride + i, Vec<A>{});
       }
       return;
     }
@@ -176,7 +170,8 @@ INSTEMBED_INLINE void gradient_runs_body(const PlanarTile<A>& tile, const TileCo
     const A* through_mean = gradient.through_mean + slot * tables.padded;
     const A scale = gradient.scale[slot];
     ChannelVectors<A, fixed> result(spare);
-    const auto block = [&](int i) __attribute__((always_inline)) {
+    for (int i = start; i < end; i += kLanes<A>) {
+      tile.prefetch(i, count);
       Vec<A> sum{};
 #pragma GCC unroll 16
       for (int64_t d = 0; d < count; ++d) {
@@ -187,18 +182,8 @@ INSTEMBED_INLINE void gradient_runs_body(const PlanarTile<A>& tile, const TileCo
       const Vec<A> factor = scale * slope<norm>(positive_part(distance - delta), distance);
 #pragma GCC unroll 16
       for (int64_t d = 0; d < count; ++d) {
-        result[d] = factor * direction<norm>(result[d]) + through_mean[d];
+        store(out + d * out_stride + i, factor * direction<norm>(result[d]) + through_mean[d]);
       }
-    };
-    int i = start;
-    for (; i < end && i <= last_whole; i += kLanes<A>) {
-      block(i);
-#pragma GCC unroll 16
-      for (int64_t d = 0; d < count; ++d) store(out + d * out_stride + i, result[d]);
-    }
-    if (i < end) {
-      block(i);
-      for (int64_t d = 0; d < count; ++d) store_first(d, i, result[d]);
     }
   });
 }
@@ -379,17 +364,15 @@ INSTEMBED_INLINE void push_body(const PlanarTile<A>& tile, int start, int length
       spread_runs_body<2, fixed>(tile, code, delta, tables, spread, spare);                        \
     });                                                                                            \
   }                                                                                                \
-  INSTEMBED_SIMD void gradient_runs(int norm, const PlanarTile<A>& tile, const TileCode& code,     \
-                                    int pixels, A delta, const Tables<A>& tables,                  \
-                                    const GradientTables<A>& gradient, A* out, int64_t out_stride, \
-                                    VecSlot<A>* spare) {                                           \
+  INSTEMBED_SIMD void gradient_runs(                                                               \
+      int norm, const PlanarTile<A>& tile, const TileCode& code, A delta, const Tables<A>& tables, \
+      const GradientTables<A>& gradient, A* out, int64_t out_stride, VecSlot<A>* spare) {          \
     if (norm == 1) {                                                                               \
-      return gradient_runs_body<1, 0>(tile, code, pixels, delta, tables, gradient, out,            \
-                                      out_stride, spare);                                          \
+      return gradient_runs_body<1, 0>(tile, code, delta, tables, gradient, out, out_stride,        \
+                                      spare);                                                      \
     }                                                                                              \
     with_channels(tables.channels, [&](auto fixed) __attribute__((always_inline)) {                \
-      gradient_runs_body<2, fixed>(tile, code, pixels, delta, tables, gradient, out, out_stride,   \
-                                   spare);                                                         \
+      gradient_runs_body<2, fixed>(tile, code, delta, tables, gradient, out, out_stride, spare);   \
     });                                                                                            \
   }                                                                                                \
   INSTEMBED_SIMD void sum_pixels(const A* tile, const int32_t* slots, int pixels,                  \
@@ -436,23 +419,23 @@ INSTEMBED_INLINE void push_body(const PlanarTile<A>& tile, int start, int length
 INSTEMBED_TILE_KERNELS(float)
 INSTEMBED_TILE_KERNELS(double)
 
-#define INSTEMBED_TILE_COPIES(T)                                                       \
-  INSTEMBED_SIMD PlanarTile<accumulator_t<T>> planar_tile(                             \
-      const Image<const T>& image, int64_t from, int64_t n, accumulator_t<T>* scratch, \
-      int64_t stride) {                                                                \
-    return load_planar<accumulator_t<T>>(image, from, n, scratch, stride);             \
-  }                                                                                    \
-  INSTEMBED_SIMD void pixel_tile(const Image<const T>& image, int64_t from, int64_t n, \
-                                 accumulator_t<T>* scratch) {                          \
-    load_pixels(image, from, n, scratch);                                              \
-  }                                                                                    \
-  INSTEMBED_SIMD void write_planar(const Image<T>& image, int64_t from, int64_t n,     \
-                                   const accumulator_t<T>* scratch, int64_t stride) {  \
-    store_planar(image, from, n, scratch, stride);                                     \
-  }                                                                                    \
-  INSTEMBED_SIMD void write_pixels(const Image<T>& image, int64_t from, int64_t n,     \
-                                   const accumulator_t<T>* scratch) {                  \
-    store_pixels(image, from, n, scratch);                                             \
+#define INSTEMBED_TILE_COPIES(T)                                                                   \
+  INSTEMBED_SIMD PlanarTile<accumulator_t<T>> planar_tile(                                         \
+      const Image<const T>& image, int64_t from, int64_t n, accumulator_t<T>* scratch,             \
+      int64_t stride) {                                                                            \
+    return load_planar<accumulator_t<T>>(image, from, n, scratch, stride);                         \
+  }                                                                                                \
+  INSTEMBED_SIMD void pixel_tile(const Image<const T>& image, int64_t from, int64_t n,             \
+                                 accumulator_t<T>* scratch) {                                      \
+    load_pixels(image, from, n, scratch);                                                          \
+  }                                                                                                \
+  INSTEMBED_SIMD void write_planar(const Image<T>& image, int64_t from, int64_t n,                 \
+                                   const accumulator_t<T>* scratch, int64_t stride, bool stream) { \
+    store_planar(image, from, n, scratch, stride, stream);                                         \
+  }                                                                                                \
+  INSTEMBED_SIMD void write_pixels(const Image<T>& image, int64_t from, int64_t n,                 \
+                                   const accumulator_t<T>* scratch) {                              \
+    store_pixels(image, from, n, scratch);                                                         \
   }
 
 INSTEMBED_TILE_COPIES(Half)
@@ -462,20 +445,6 @@ INSTEMBED_TILE_COPIES(double)
 
 // ---------------------------------------------------------------------------------------------------------
 // Passes over the batch.
-
-// Asks for the tile after the current one. Runs make the kernels jump from row to row and over the
-// background, where the hardware's prefetcher loses the thread and each run would start with a
-// wait.
-template <class T>
-void prefetch_tile(const Image<const T>& image, int64_t from, int64_t n) {
-  if (image.pixel_stride != 1) return;
-  constexpr int64_t kLine = 64 / sizeof(T);
-  const int64_t end = std::min(image.pixels, from + n);
-  for (int64_t d = 0; d < image.channels; ++d) {
-    const T* row = image.data + d * image.channel_stride;
-    for (int64_t i = from; i < end; i += kLine) __builtin_prefetch(row + i, 0, 2);
-  }
-}
 
 // Tiles [first, last) of an image: a task.
 struct Band {
@@ -656,8 +625,8 @@ class ForwardPass {
     }
     find_means(result);
     find_variance(result, terms);
+    find_distances(result, terms);
     for (int64_t b = 0; b < batch_.images; ++b) {
-      find_distance(b, result, terms[b * kTerms + 1]);
       find_regularization(b, result, terms[b * kTerms + 2]);
     }
     return result;
@@ -704,7 +673,6 @@ class ForwardPass {
             const TileCode code = runs_[grid_.first[band.image] + t];
             const int64_t from = t * grid_.tile;
             const int pixels = tile_size(band.image, t);
-            prefetch_tile(image, from + grid_.tile, grid_.tile);
             if (!code.is_runs()) {
               pixel_tile(image, from, pixels, scratch.pixels.data());
               table_rows(code, pixels, tables.instances, scratch.slots.data());
@@ -756,7 +724,6 @@ class ForwardPass {
         const TileCode code = runs_[grid_.first[b] + t];
         const int64_t from = t * grid_.tile;
         const int pixels = tile_size(b, t);
-        prefetch_tile(image, from + grid_.tile, grid_.tile);
         if (!code.is_runs()) {
           pixel_tile(image, from, pixels, scratch.pixels.data());
           table_rows(code, pixels, tables.instances, scratch.slots.data());
@@ -799,35 +766,52 @@ class ForwardPass {
     });
   }
 
-  void find_distance(int64_t b, Instances<A>& result, A& term) {
+  // Blocks of an image's means, against all its means, are the tasks.
+  void find_distances(Instances<A>& result, A* terms) {
     constexpr int64_t kRows = 64;
-    const int64_t count = result.size(b);
-    if (count < 2) return;
-    const A* rows = result.means.data() + result.first[b] * padded_;
-    const int64_t stride = count + kLanes<A>;
-    std::vector<A> planar(batch_.channels * stride, A(0));
-    for (int64_t c = 0; c < count; ++c) {
-      for (int64_t d = 0; d < batch_.channels; ++d) planar[d * stride + c] = rows[c * padded_ + d];
+    struct Task {
+      int64_t image, from, to;
+    };
+    std::vector<Task> tasks;
+    std::vector<std::vector<A>> planar(batch_.images);
+    const auto stride = [&](int64_t b) { return result.size(b) + kLanes<A>; };
+    for (int64_t b = 0; b < batch_.images; ++b) {
+      const int64_t count = result.size(b);
+      if (count < 2) continue;
+      const A* rows = result.means.data() + result.first[b] * padded_;
+      planar[b].assign(batch_.channels * stride(b), A(0));
+      for (int64_t c = 0; c < count; ++c) {
+        for (int64_t d = 0; d < batch_.channels; ++d) {
+          planar[b][d * stride(b) + c] = rows[c * padded_ + d];
+        }
+      }
+      for (int64_t from = 0; from < count; from += kRows) {
+        tasks.push_back({b, from, std::min(count, from + kRows)});
+      }
     }
-    const int64_t tasks = (count + kRows - 1) / kRows;
-    const double pairs = static_cast<double>(count) * static_cast<double>(count - 1);
-    std::vector<double> totals(tasks, 0.0);
-    parallel_for(tasks, options_.threads, [&](int64_t k) {
-      const int64_t from = k * kRows, to = std::min(count, from + kRows);
+    const auto pairs = [&](int64_t b) {
+      return static_cast<double>(result.size(b)) * static_cast<double>(result.size(b) - 1);
+    };
+    std::vector<double> totals(tasks.size(), 0.0);
+    parallel_for(static_cast<int64_t>(tasks.size()), options_.threads, [&](int64_t k) {
+      const auto [b, from, to] = tasks[k];
       std::vector<double> grads(gradients_ ? (to - from) * padded_ : 0, 0.0);
       std::vector<VecSlot<A>> spare(batch_.channels);
-      repel(options_.norm, rows, from, to, planar.data(), stride, tables(b, nullptr),
+      repel(options_.norm, result.means.data() + result.first[b] * padded_, from, to,
+            planar[b].data(), stride(b), tables(b, nullptr),
             static_cast<A>(2 * options_.delta_dist), &totals[k],
             gradients_ ? grads.data() : nullptr, spare.data());
       // A pair counts in both orders, so a mean's gradient is twice that of its row.
       for (size_t j = 0; j < grads.size(); ++j) {
         result.grads[1][(result.first[b] + from) * padded_ + j] =
-            static_cast<A>(4 * grads[j] / pairs);
+            static_cast<A>(4 * grads[j] / pairs(b));
       }
     });
-    double total = 0;
-    for (const double t : totals) total += t;
-    term = static_cast<A>(total / pairs);
+    std::vector<double> total(batch_.images, 0.0);
+    for (size_t k = 0; k < tasks.size(); ++k) total[tasks[k].image] += totals[k];
+    for (int64_t b = 0; b < batch_.images; ++b) {
+      if (result.size(b) >= 2) terms[b * kTerms + 1] = static_cast<A>(total[b] / pairs(b));
+    }
   }
 
   void find_regularization(int64_t b, const Instances<A>& result, A& term) {
@@ -916,6 +900,7 @@ void backward_pass(const Array& embeddings, const Batch& batch, const TileGrid& 
   });
 
   const auto bands = cut_into_bands(batch, grid, nullptr);
+  const bool stream = outgrows_caches(grad.size() * sizeof(T));
   parallel_for(static_cast<int64_t>(bands.size()), options.threads, [&](int64_t k) {
     const Band& band = bands[k];
     const int64_t b = band.image;
@@ -931,7 +916,6 @@ void backward_pass(const Array& embeddings, const Batch& batch, const TileGrid& 
       const int64_t from = t * grid.tile;
       const int pixels = static_cast<int>(std::min<int64_t>(grid.tile, image.pixels - from));
       const bool push = options.background_push && tables.instances > 0;
-      prefetch_tile(image, from + grid.tile, grid.tile);
       PlanarTile<A> tile{};
       if (push || code.is_runs()) {
         tile = planar_tile(image, from, pixels, scratch.planar.data(), scratch.stride);
@@ -959,22 +943,12 @@ void backward_pass(const Array& embeddings, const Batch& batch, const TileGrid& 
         continue;
       }
       A* out = scratch.planar_out.data();
-      int64_t stride = scratch.stride;
-      bool in_place = false;
-      if constexpr (std::is_same_v<T, A>) {
-        // Rows of many channels lie a power of two apart: written side by side they evict each
-        // other.
-        in_place = target.pixel_stride == 1 && channels <= 8;
-        if (in_place) {
-          out = target.data + from;
-          stride = target.channel_stride;
-        }
-      }
-      gradient_runs(options.norm, tile, code, pixels, delta, tables, gradient, out, stride,
+      gradient_runs(options.norm, tile, code, delta, tables, gradient, out, scratch.stride,
                     scratch.spare.data());
-      push_into(out, stride, 1);
-      if (!in_place) write_planar(target, from, pixels, out, stride);
+      push_into(out, scratch.stride, 1);
+      write_planar(target, from, pixels, out, scratch.stride, stream);
     }
+    if (stream) end_stream();
   });
 }
 
@@ -983,8 +957,7 @@ bool save(const Instances<A>& instances, const LabelRuns& labels, int64_t channe
           const State& state) {
   const int64_t total = instances.total();
   const int64_t capacity = state.counts.size();
-  const bool fits =
-      total <= capacity && static_cast<int64_t>(labels.block.size()) <= state.runs.size();
+  const bool fits = total <= capacity && labels.in_room();
   auto* first = state.first.as<int64_t>();
   auto* counts = state.counts.as<int64_t>();
   auto* vectors = state.vectors.as<A>();
@@ -1007,8 +980,7 @@ bool save(const Instances<A>& instances, const LabelRuns& labels, int64_t channe
                   vectors + (k * capacity + c) * channels);
     }
   }
-  std::copy(labels.block.begin(), labels.block.end(), runs);
-  std::fill(runs + labels.block.size(), runs + state.runs.size(), 0u);
+  std::fill(runs + labels.size(), runs + state.runs.size(), 0u);
   return true;
 }
 
@@ -1062,7 +1034,9 @@ void forward(const Array& embeddings, const Array& labels, const Array* offsets,
   check(embeddings, batch, labels, options, terms);
   if (state) check(*state, batch, embeddings.dtype);
   const TileGrid grid(batch, tile_pixels(batch.channels));
-  const LabelRuns runs(labels, label_batch, grid, options.rules, options.threads);
+  const LabelRuns::Room room =
+      state ? LabelRuns::Room{state->runs.as<uint32_t>(), state->runs.size()} : LabelRuns::Room{};
+  const LabelRuns runs(labels, label_batch, grid, options.rules, options.threads, room);
   dispatch_floating(embeddings.dtype, "embeddings", [&](auto type) {
     using T = decltype(type);
     using A = accumulator_t<T>;
@@ -1095,7 +1069,7 @@ void backward(const Array& embeddings, const Array& labels, const Array* offsets
       return;
     }
     // More instances or shorter runs than the state has room for: found again rather than kept.
-    const LabelRuns labels_again(labels, label_batch, grid, options.rules, options.threads);
+    const LabelRuns labels_again(labels, label_batch, grid, options.rules, options.threads, {});
     std::vector<A> terms(batch.images * kTerms);
     const Instances<A> instances =
         ForwardPass<T>(embeddings, batch, grid, labels_again, options, true).run(terms.data());

@@ -22,7 +22,7 @@
 namespace instembed::instance_pool {
 namespace {
 
-constexpr int kTile = 1024;  // pixels: what LabelRuns allows at most
+constexpr int kTile = kMaxTile;
 
 // ---------------------------------------------------------------------------------------------------------
 // Kernels. Tables have a row of `width` elements an instance, and a last row for pixels of no
@@ -38,6 +38,11 @@ template <class F>
 INSTEMBED_INLINE void for_each_group(int lines, F&& f) {
   if (lines == kWidth) return f(0, std::integral_constant<int, kWidth>());
   for (int d = 0; d < lines; ++d) f(d, std::integral_constant<int, 1>());
+}
+
+template <class A>
+INSTEMBED_INLINE PlanarTile<A> lines_from(const PlanarTile<A>& tile, int d) {
+  return {tile.row(d), tile.row_stride, tile.ahead};
 }
 
 // f(start, end, slot) for each run of an instance.
@@ -227,13 +232,13 @@ INSTEMBED_INLINE void fill_lines_body(U* tile, int64_t stride, const TileCode& c
   INSTEMBED_SIMD void sum_lines(const PlanarTile<A>& tile, int lines, const TileCode& code, \
                                 double* table) {                                            \
     for_each_group(lines, [&](int d, auto width) __attribute__((always_inline)) {           \
-      sum_lines_body<width>(tile.from(d), code, table + d);                                 \
+      sum_lines_body<width>(lines_from(tile, d), code, table + d);                                 \
     });                                                                                     \
   }                                                                                         \
   INSTEMBED_SIMD void max_lines(const PlanarTile<A>& tile, int lines, const TileCode& code, \
                                 int64_t first, const Maxima<A>& table) {                    \
     for_each_group(lines, [&](int d, auto width) __attribute__((always_inline)) {           \
-      max_lines_body<width>(tile.from(d), code, first, table + d);                          \
+      max_lines_body<width>(lines_from(tile, d), code, first, table + d);                          \
     });                                                                                     \
   }
 
@@ -480,7 +485,7 @@ Batch batch_of_gradient(const Array& gradient, const Array* offsets) {
 Instances::Instances(const Array& labels, const Array* offsets, const LabelRules& rules,
                      int threads)
     : grid_(Batch::of_labels(labels, offsets), kTile),
-      runs_(labels, Batch::of_labels(labels, offsets), grid_, rules, threads) {
+      runs_(labels, Batch::of_labels(labels, offsets), grid_, rules, threads, {}) {
   const Batch batch = Batch::of_labels(labels, offsets);
   rows_.resize(batch.images);
   for (int64_t b = 0; b < batch.images; ++b) pixels_.push_back(batch.count(b));

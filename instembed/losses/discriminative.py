@@ -240,7 +240,7 @@ _library.define(
 
 # What the state may take of the size of the embeddings: runs of labels, and vectors of instances. Labels or
 # instances that need more are found again in the backward pass.
-_RUNS_PER_MILLE = 65
+_RUNS_PER_MILLE = 25
 _INSTANCES_PER_MILLE = 10
 _SMALL = 1024  # instances, and words, for which there is always room
 
