@@ -232,13 +232,13 @@ INSTEMBED_INLINE void fill_lines_body(U* tile, int64_t stride, const TileCode& c
   INSTEMBED_SIMD void sum_lines(const PlanarTile<A>& tile, int lines, const TileCode& code, \
                                 double* table) {                                            \
     for_each_group(lines, [&](int d, auto width) __attribute__((always_inline)) {           \
-      sum_lines_body<width>(lines_from(tile, d), code, table + d);                                 \
+      sum_lines_body<width>(lines_from(tile, d), code, table + d);                          \
     });                                                                                     \
   }                                                                                         \
   INSTEMBED_SIMD void max_lines(const PlanarTile<A>& tile, int lines, const TileCode& code, \
                                 int64_t first, const Maxima<A>& table) {                    \
     for_each_group(lines, [&](int d, auto width) __attribute__((always_inline)) {           \
-      max_lines_body<width>(lines_from(tile, d), code, first, table + d);                          \
+      max_lines_body<width>(lines_from(tile, d), code, first, table + d);                   \
     });                                                                                     \
   }
 
