@@ -5,6 +5,7 @@ from benchmarks import (
     discriminative,
     gather_at,
     group_keypoints,
+    instance_pool,
     label_statistics,
     mean_shift,
 )
@@ -15,5 +16,6 @@ ENTRIES = [
     *mean_shift.ENTRIES,
     *group_keypoints.ENTRIES,
     *label_statistics.ENTRIES,
+    *instance_pool.ENTRIES,
     *gather_at.ENTRIES,
 ]

@@ -15,10 +15,12 @@ from instembed.losses import (
     discriminative_terms,
 )
 from instembed.readout import (
+    InstanceFeatures,
     LabelStatistics,
     coco_results,
     detections,
     gather_at,
+    instance_pool,
     label_statistics,
     location_read_points,
     read_location_maps,
@@ -30,6 +32,7 @@ __all__ = [
     "DiscriminativeLoss",
     "DiscriminativeTerms",
     "Grouping",
+    "InstanceFeatures",
     "LabelStatistics",
     "MeanShift",
     "Poses",
@@ -41,6 +44,7 @@ __all__ = [
     "discriminative_terms",
     "gather_at",
     "group_keypoints",
+    "instance_pool",
     "label_statistics",
     "location_read_points",
     "mean_shift",

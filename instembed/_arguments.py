@@ -71,16 +71,16 @@ def check_same_device(name: str, value: Tensor, other_name: str, other: Tensor) 
         )
 
 
-def check_pixels(name: str, value: Tensor, embeddings: Tensor) -> None:
-    """One value for each pixel of embeddings: (B, *spatial), or (N,)."""
+def check_pixels(name: str, value: Tensor, embeddings: Tensor, of: str = "embeddings") -> None:
+    """One value for each pixel of embeddings: (B, *spatial), or (N,). `of` is what the user calls them."""
     points = embeddings.dim() == 2
     expected = embeddings.shape[:1] if points else embeddings.shape[:1] + embeddings.shape[2:]
     if value.shape != expected:
         raise ValueError(
-            f"{name} must have shape {tuple(expected)} for embeddings of shape {tuple(embeddings.shape)}, "
+            f"{name} must have shape {tuple(expected)} for {of} of shape {tuple(embeddings.shape)}, "
             f"got {tuple(value.shape)}"
         )
-    check_same_device(name, value, "embeddings", embeddings)
+    check_same_device(name, value, of, embeddings)
 
 
 def check_integer_tensor(name: str, value: object) -> Tensor:
@@ -102,16 +102,16 @@ def check_valid(valid: object, name: str, points: Tensor) -> Tensor:
     return tensor
 
 
-def check_offsets(offsets: object, points: Tensor) -> Tensor | None:
+def check_offsets(offsets: object, points: Tensor, of: str = "embeddings") -> Tensor | None:
     """(B + 1,) offsets into (N, D) points. Values are checked by the kernel, once it may read them."""
     if offsets is None:
         return None
     tensor = check_integer_tensor("offsets", offsets)
     if points.dim() != 2:
-        raise ValueError(f"offsets go with points (N, D), got embeddings of shape {tuple(points.shape)}")
+        raise ValueError(f"offsets go with points (N, D), got {of} of shape {tuple(points.shape)}")
     if tensor.dim() != 1 or tensor.shape[0] < 1:
         raise ValueError(f"offsets must have shape (B + 1,), got {tuple(tensor.shape)}")
-    check_same_device("offsets", tensor, "embeddings", points)
+    check_same_device("offsets", tensor, of, points)
     return tensor.to(torch.int64).contiguous()
 
 

@@ -119,6 +119,44 @@ class LabelStatisticsResult:
 def label_statistics(
     labels: Array, *, background: int | None, ignore_index: int | None, threads: int
 ) -> LabelStatisticsResult: ...
+
+class Reduce:
+    mean: Reduce
+    sum: Reduce
+    max: Reduce
+
+class PoolInstances:
+    def __init__(
+        self,
+        labels: Array,
+        offsets: Array | None,
+        *,
+        background: int | None,
+        ignore_index: int | None,
+        threads: int,
+    ) -> None: ...
+    @property
+    def largest(self) -> int: ...
+    def pool(
+        self,
+        features: Array,
+        offsets: Array | None,
+        reduce: Reduce,
+        pooled: Array,
+        valid: Array,
+        ids: Array,
+        counts: Array,
+        argmax: Array | None,
+        *,
+        threads: int,
+    ) -> None: ...
+    def spread(
+        self, grad: Array, offsets: Array | None, reduce: Reduce, grad_features: Array, *, threads: int
+    ) -> None: ...
+
+def spread_max(
+    grad: Array, argmax: Array, offsets: Array | None, grad_features: Array, *, threads: int
+) -> None: ...
 def fill_masks(labels: Array, ids: Array, masks: Array, *, threads: int) -> None: ...
 def encode_masks(labels: Array, ids: Array, *, threads: int) -> list[bytes]: ...
 def gather_at_forward(

@@ -390,6 +390,82 @@ def _label_statistics_cases() -> list[BadInput]:
     ]
 
 
+# Instance pooling ------------------------------------------------------------------------------------------
+
+
+def _pool(
+    features: Tensor,
+    labels: Tensor,
+    offsets: Tensor | None = None,
+    reduce: str = "mean",
+    most: int | None = 8,
+) -> tuple[Any, ...]:
+    return (features, labels, offsets, reduce, most, 0, None)
+
+
+def _pool_backward(
+    features: Tensor, labels: Tensor, offsets: Tensor | None = None, reduce: str = "mean", last: bool = False
+) -> tuple[Any, ...]:
+    pooled, _, _, _, argmax = torch.ops.instembed.instance_pool(*_pool(features, labels, offsets, reduce))
+    grad = torch.randn_like(pooled).requires_grad_()
+    return (grad, argmax, labels, offsets, reduce, 0, None, features.shape, features.dtype, last)
+
+
+OPCHECK["instembed::instance_pool"] = [
+    lambda: _pool(_embeddings(2, 3, 5, 6).requires_grad_(), _labels(2, 5, 6)),
+    lambda: _pool(_embeddings(2, 3, 5, 6).requires_grad_(), _labels(2, 5, 6), reduce="max"),
+    lambda: _pool(_embeddings(2, 3, 5, 6), _labels(2, 5, 6), reduce="sum", most=None),
+    lambda: _pool(
+        _embeddings(2, 8, 5, 6).contiguous(memory_format=torch.channels_last).requires_grad_(),
+        _labels(2, 5, 6),
+    ),
+    lambda: _pool(_embeddings(2, 3, 6, 5).transpose(2, 3).requires_grad_(), _labels(2, 5, 6)),
+    lambda: _pool(_embeddings(1, 2, 3, 4, 5, dtype=torch.float64).requires_grad_(), _labels(1, 3, 4, 5)),
+    lambda: _pool(_embeddings(20, 3).requires_grad_(), _labels(20), *_POINTS, reduce="max"),
+    lambda: _pool(_embeddings(2, 3, 7, dtype=torch.bfloat16).requires_grad_(), _labels(2, 7)),
+    lambda: _pool(_embeddings(0, 3, 5, 6).requires_grad_(), _labels(0, 5, 6)),
+]
+OPCHECK["instembed::instance_pool_backward"] = [
+    lambda: _pool_backward(_embeddings(2, 3, 5, 6), _labels(2, 5, 6)),
+    lambda: _pool_backward(_embeddings(2, 3, 5, 6), _labels(2, 5, 6), reduce="max"),
+    lambda: _pool_backward(_embeddings(2, 3, 5, 6), _labels(2, 5, 6), last=True),
+    lambda: _pool_backward(_embeddings(20, 3), _labels(20), *_POINTS, reduce="sum"),
+    lambda: _pool_backward(_embeddings(20, 3), _labels(20), *_POINTS, reduce="max"),
+]
+
+
+def _instance_pool_cases() -> list[BadInput]:
+    features, labels = _GOOD
+    full = (torch.zeros(1, 2, 2, 3), torch.arange(6).reshape(1, 2, 3))
+    return [
+        BadInput("no tensor", TypeError, "features", ([1.0], labels), shows="list"),
+        BadInput("integer features", TypeError, "features", (features.int(), labels), shows="torch.int32"),
+        BadInput("features rank", ValueError, "features", (torch.zeros(4), labels), shows="(4,)"),
+        BadInput("no channel", ValueError, "features", (torch.zeros(2, 0, 4, 5), labels), shows="(2, 0, 4"),
+        BadInput("no label tensor", TypeError, "labels", (features, labels.numpy()), shows="ndarray"),
+        BadInput("float labels", TypeError, "labels", (features, labels.float()), shows="torch.float32"),
+        BadInput("bool labels", TypeError, "labels", (features, labels.bool()), shows="torch.bool"),
+        BadInput(
+            "labels at another stride", ValueError, "labels", (features, labels.new_zeros(2, 16, 20)), {},
+            "features of shape (2, 3, 4, 5)",
+        ),
+        BadInput("labels device", ValueError, "labels", (features, labels.to("meta")), {}, "meta"),
+        BadInput("reduce", ValueError, "reduce", _GOOD, {"reduce": "amax"}, "amax"),
+        BadInput("reduce as None", ValueError, "reduce", _GOOD, {"reduce": None}, "None"),
+        BadInput("no capacity", ValueError, "max_instances", _GOOD, {"max_instances": 0}, "0"),
+        BadInput("float capacity", TypeError, "max_instances", _GOOD, {"max_instances": 5.0}, "float"),
+        BadInput("capacity", ValueError, "max_instances=4", full, {"max_instances": 4}, "5 instances"),
+        BadInput("large background", ValueError, "background", _GOOD, {"background": 2**63}, str(2**63)),
+        BadInput("ignore_index as text", TypeError, "ignore_index", _GOOD, {"ignore_index": "255"}, "str"),
+        BadInput("offsets with images", ValueError, "offsets", _GOOD, {"offsets": torch.tensor([0, 2])}),
+        BadInput("float offsets", TypeError, "offsets", _GOOD_POINTS, {"offsets": torch.tensor([0.0, 10.0])}),
+        BadInput("offsets end", ValueError, "offsets", _GOOD_POINTS, {"offsets": torch.tensor([0, 9])}, "10"),
+        BadInput(
+            "offsets fall", ValueError, "offsets", _GOOD_POINTS, {"offsets": torch.tensor([0, 8, 4, 10])}
+        ),
+    ]  # fmt: skip
+
+
 # Mean shift ------------------------------------------------------------------------------------------------
 
 
@@ -532,4 +608,5 @@ BAD_INPUT: dict[str, list[BadInput]] = {
     "mean_shift": _mean_shift_cases(),
     "label_statistics": _label_statistics_cases(),
     "group_keypoints": _group_keypoints_cases(),
+    "instance_pool": _instance_pool_cases(),
 }

@@ -101,6 +101,27 @@ def test_label_statistics(batch: tuple[Tensor, Tensor], background: int | None, 
 
 
 @EXAMPLES
+@given(batches(), st.sampled_from(["mean", "sum", "max"]), st.none() | IDS, st.none() | IDS)
+def test_instance_pool(
+    batch: tuple[Tensor, Tensor], reduce: str, background: int | None, ignore: int | None
+) -> None:
+    features, labels = batch
+    options = {"reduce": reduce, "background": background, "ignore_index": ignore}
+    ours, exact = features.detach().requires_grad_(), features.detach().double().requires_grad_()
+    pooled = instembed.instance_pool(ours, labels, **options)
+    expected = reference.instance_pool(exact, labels, **options)
+    assert torch.equal(pooled.ids, expected.ids) and torch.equal(pooled.counts, expected.counts)
+    assert torch.equal(pooled.valid, expected.valid)
+    size = exact.abs().sum().item() if reduce == "sum" else 1.0
+    torch.testing.assert_close(pooled.features.double(), expected.features, rtol=1e-5, atol=1e-6 * (1 + size))
+    weights = torch.randn_like(pooled.features)
+    (pooled.features * weights).sum().backward()
+    (expected.features * weights).sum().backward()
+    tolerance = 1e-2 if features.dtype in (torch.float16, torch.bfloat16) else 1e-6
+    torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=tolerance, atol=tolerance)
+
+
+@EXAMPLES
 @given(batches(), st.booleans(), st.booleans())
 def test_detections(batch: tuple[Tensor, Tensor], masks: bool, rle: bool) -> None:
     labels = batch[1]
@@ -192,6 +213,7 @@ FUNCTIONS = {
     "location_read_points": ["limbs", "root"],
     "mean_shift": ["mask", "offsets", "seeding", "min_size", "max_instances", "leftovers", "max_iter", "tol"],
     "label_statistics": ["background", "ignore_index", "max_instances"],
+    "instance_pool": ["reduce", "max_instances", "background", "ignore_index", "offsets"],
     "detections": ["scores", "classes", "masks", "rle"],
     "group_keypoints": ["max_people", "peak_threshold", "tag_threshold", "nms", "joint_order", "adjust"],
 }

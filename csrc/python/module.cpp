@@ -8,6 +8,7 @@
 #include "discriminative/discriminative.h"
 #include "gather_at/gather_at.h"
 #include "group_keypoints/group_keypoints.h"
+#include "instance_pool/instance_pool.h"
 #include "label_statistics/label_statistics.h"
 #include "mean_shift/mean_shift.h"
 #include "python/array_caster.h"
@@ -166,6 +167,58 @@ void bind_label_statistics(py::module_& module) {
       py::arg("threads"));
 }
 
+void bind_instance_pool(py::module_& module) {
+  using namespace instance_pool;
+
+  py::enum_<Reduce>(module, "Reduce")
+      .value("mean", Reduce::mean)
+      .value("sum", Reduce::sum)
+      .value("max", Reduce::max);
+
+  py::class_<Instances>(module, "PoolInstances")
+      .def(py::init([](const Array& labels, const OptionalArray& offsets,
+                       std::optional<int64_t> background, std::optional<int64_t> ignore_index,
+                       int threads) {
+             const py::gil_scoped_release release;
+             return std::make_unique<Instances>(labels, pointer(offsets),
+                                                LabelRules{background, ignore_index}, threads);
+           }),
+           py::arg("labels"), py::arg("offsets"), py::kw_only(), py::arg("background"),
+           py::arg("ignore_index"), py::arg("threads"))
+      .def_property_readonly("largest", &Instances::largest)
+      .def(
+          "pool",
+          [](const Instances& self, const Array& features, const OptionalArray& offsets,
+             Reduce reduce, const Array& pooled, const Array& valid, const Array& ids,
+             const Array& counts, const OptionalArray& argmax, int threads) {
+            const py::gil_scoped_release release;
+            self.pool(features, pointer(offsets), reduce,
+                      {pooled, valid, ids, counts, pointer(argmax)}, threads);
+          },
+          py::arg("features"), py::arg("offsets"), py::arg("reduce"), py::arg("pooled"),
+          py::arg("valid"), py::arg("ids"), py::arg("counts"), py::arg("argmax"), py::kw_only(),
+          py::arg("threads"))
+      .def(
+          "spread",
+          [](const Instances& self, const Array& grad, const OptionalArray& offsets, Reduce reduce,
+             const Array& grad_features, int threads) {
+            const py::gil_scoped_release release;
+            self.spread(grad, pointer(offsets), reduce, grad_features, threads);
+          },
+          py::arg("grad"), py::arg("offsets"), py::arg("reduce"), py::arg("grad_features"),
+          py::kw_only(), py::arg("threads"));
+
+  module.def(
+      "spread_max",
+      [](const Array& grad, const Array& argmax, const OptionalArray& offsets,
+         const Array& grad_features, int threads) {
+        const py::gil_scoped_release release;
+        spread_max(grad, argmax, pointer(offsets), grad_features, threads);
+      },
+      py::arg("grad"), py::arg("argmax"), py::arg("offsets"), py::arg("grad_features"),
+      py::kw_only(), py::arg("threads"));
+}
+
 void bind_detections(py::module_& module) {
   using namespace detections;
 
@@ -224,6 +277,7 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
   bind_mean_shift(module);
   bind_group_keypoints(module);
   bind_label_statistics(module);
+  bind_instance_pool(module);
   bind_detections(module);
   bind_gather_at(module);
 }

@@ -2,6 +2,7 @@
 
 from instembed.readout.detections import coco_results, detections
 from instembed.readout.gather_at import gather_at
+from instembed.readout.instance_pool import InstanceFeatures, instance_pool
 from instembed.readout.label_statistics import LabelStatistics, label_statistics
 from instembed.readout.location_maps import (
     BODY_15,
@@ -14,11 +15,13 @@ from instembed.readout.location_maps import (
 __all__ = [
     "BODY_15",
     "COCO_17",
+    "InstanceFeatures",
     "LabelStatistics",
     "Skeleton",
     "coco_results",
     "detections",
     "gather_at",
+    "instance_pool",
     "label_statistics",
     "location_read_points",
     "read_location_maps",

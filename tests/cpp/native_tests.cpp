@@ -18,6 +18,7 @@
 #include "discriminative/discriminative.h"
 #include "gather_at/gather_at.h"
 #include "group_keypoints/group_keypoints.h"
+#include "instance_pool/instance_pool.h"
 #include "label_statistics/label_statistics.h"
 #include "mean_shift/mean_shift.h"
 
@@ -325,6 +326,43 @@ void test_group_keypoints(DType dtype, int64_t images, int64_t joints, bool inte
   CHECK(results[0] == results[1]);
 }
 
+void test_instance_pool(DType dtype, int64_t images, int64_t channels, int64_t pixels,
+                        bool interleaved, int64_t run) {
+  const std::vector<int> layout =
+      interleaved ? std::vector<int>{0, 2, 1} : std::vector<int>{0, 1, 2};
+  Buffer features(dtype, {images, channels, pixels}, layout);
+  fill_normal(features, dtype);
+  Buffer labels = make_labels({images, pixels}, draw(0, 40), run);
+  for (const auto reduce : {instance_pool::Reduce::mean, instance_pool::Reduce::max}) {
+    const bool max = reduce == instance_pool::Reduce::max;
+    std::vector<std::vector<char>> results;
+    for (const int threads : {1, 2}) {
+      const instance_pool::Instances instances(labels, nullptr, {0, std::nullopt}, threads);
+      const int64_t capacity = instances.largest() + 1;
+      Buffer pooled(accumulation(dtype), {images, capacity, channels});
+      Buffer valid(DType::u8, {images, capacity}), ids(DType::i64, {images, capacity});
+      Buffer counts(DType::i64, {images, capacity});
+      Buffer argmax(DType::i64, {images, capacity, channels});
+      Buffer grad(dtype, {images, channels, pixels}, layout);
+      instances.pool(features, nullptr, reduce,
+                     {pooled, valid, ids, counts, max ? &argmax : nullptr}, threads);
+      if (max) {
+        instance_pool::spread_max(pooled, argmax, nullptr, grad, threads);
+      } else {
+        instances.spread(pooled, nullptr, reduce, grad, threads);
+      }
+      int64_t members = 0, foreground = 0;
+      for (int64_t i = 0; i < counts.size(); ++i) members += counts.as<int64_t>()[i];
+      for (int64_t i = 0; i < labels.size(); ++i) foreground += labels.as<int64_t>()[i] != 0;
+      CHECK(members == foreground);
+      std::vector<char> bits(pooled.raw(), pooled.raw() + pooled.bytes());
+      bits.insert(bits.end(), grad.raw(), grad.raw() + grad.bytes());
+      results.push_back(std::move(bits));
+    }
+    CHECK(results[0] == results[1]);
+  }
+}
+
 void test_half_conversions() {
   for (uint32_t bits = 0; bits < 0x10000; ++bits) {
     const Half half{static_cast<uint16_t>(bits)};
@@ -357,6 +395,7 @@ void run() {
       test_mean_shift(dtype, images, std::min<int64_t>(channels, 6),
                       std::min<int64_t>(pixels, 1500), interleaved,
                       draw(0, 1) ? mean_shift::Seeding::peel : mean_shift::Seeding::all);
+      test_instance_pool(dtype, images, channels, pixels, interleaved, draw(0, 1) ? 1 : 20);
       test_label_statistics(images, draw(0, 30), draw(0, 30));
       test_group_keypoints(dtype, images, draw(1, 6), interleaved);
       test_associative_embedding(dtype, images, draw(0, 40), draw(1, 5), draw(1, 3), draw(0, 20),

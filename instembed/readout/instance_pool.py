@@ -1,0 +1,259 @@
+"""Features of instances, pooled over their own pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from instembed import _arguments as arguments
+from instembed._native import core, threads
+from instembed._pixels import accumulation_dtype, flat_embeddings, flat_pixels, number_of_images
+
+Reduce = Literal["mean", "sum", "max"]
+
+
+class InstanceFeatures(NamedTuple):
+    """What :func:`instance_pool` found. Rows beyond an image's instances are zero."""
+
+    features: Tensor
+    """(B, M, C) float32 (float64 for float64 features): a row an instance."""
+    valid: Tensor
+    """(B, M) bool: whether the row is an instance's; an image's come first."""
+    ids: Tensor
+    """(B, M) int64, ascending in each image."""
+    counts: Tensor
+    """(B, M) int64: pixels."""
+
+
+def instance_pool(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    reduce: Reduce = "mean",
+    max_instances: int | None = None,
+    background: int | None = 0,
+    ignore_index: int | None = None,
+    offsets: Tensor | None = None,
+) -> InstanceFeatures:
+    """Mean, sum or maximum of the features of each instance, over exactly the pixels that carry its id.
+
+    No box is involved, so that nothing of a neighbour or of the background gets in. Features are read once,
+    and nothing of them is kept for the gradient, which is written once from the labels.
+
+    Args:
+        features: (B, C, *spatial) with 1 to 3 spatial dimensions, contiguous or channels-last (neither is
+            copied), or points (N, C). float32, float64, float16 or bfloat16.
+        labels: (B, *spatial) or (N,) instance ids of any integer dtype and any value. Ids are per image. An
+            instance need not be connected. For features at a stride, take labels at that stride.
+        reduce: "mean", "sum" or "max" over an instance's pixels, each channel on its own.
+        max_instances: capacity M of the outputs. None: the largest number found in an image.
+        background: the id that is no instance; None makes 0 an instance like any other.
+        ignore_index: another id that is no instance, for example 255.
+        offsets: (B + 1,) for points: image b is points ``offsets[b]:offsets[b + 1]``. None is one image.
+
+    Returns:
+        :class:`InstanceFeatures` ``(features, valid, ids, counts)``, rows in ascending order of id, as those
+        of :func:`label_statistics`. uint64 ids are given, and ordered, as the int64 of the same bits.
+
+        Sums are taken in float32 or better (float64 for float64), and 16-bit features give float32, also
+        under autocast: a sum over an instance need not fit 16 bits. The result does not depend on the number
+        of threads. ``features`` is differentiable any number of times with respect to ``features``, whose
+        gradient has their type: "mean" and "sum" give every pixel its instance's gradient (for "mean" divided
+        by its pixels), "max" gives all of it to the pixel of the maximum, of equals to the first. Pixels of
+        no instance get zero. A NaN shows in its instance's channel and nowhere else; to "max" it is larger
+        than any number.
+
+    Raises:
+        TypeError, ValueError: an argument has a wrong type, dtype, shape, device or value, or an image has
+            more instances than ``max_instances``.
+    """
+    arguments.check_embeddings("features", features, points=True)
+    arguments.check_integer_tensor("labels", labels)
+    arguments.check_pixels("labels", labels, features, of="features")
+    offsets = arguments.check_offsets(offsets, features, of="features")
+    arguments.check_choice("reduce", reduce, ("mean", "sum", "max"))
+    if max_instances is not None:
+        arguments.check_integer("max_instances", max_instances, at_least=1)
+    outputs = torch.ops.instembed.instance_pool(
+        features,
+        labels,
+        offsets,
+        reduce,
+        max_instances,
+        arguments.check_label_id("background", background),
+        arguments.check_label_id("ignore_index", ignore_index),
+    )
+    return InstanceFeatures(*outputs[:4])
+
+
+# The op. Its fifth output is, for max, the (B, M, C) pixel of each maximum, counted over a whole image or
+# over all points, -1 in rows of no instance; else it is empty. Without max_instances the capacity M of its
+# outputs depends on the data. The backward op needs of the features only their shape, type and format.
+
+_library = torch.library.Library("instembed", "FRAGMENT")
+_library.define(
+    "instance_pool(Tensor features, Tensor labels, Tensor? offsets, str reduce, int? max_instances, "
+    "int? background, int? ignore_index) "
+    "-> (Tensor pooled, Tensor valid, Tensor ids, Tensor counts, Tensor argmax)"
+)
+_library.define(
+    "instance_pool_backward(Tensor grad, Tensor argmax, Tensor labels, Tensor? offsets, str reduce, "
+    "int? background, int? ignore_index, SymInt[] shape, ScalarType dtype, bool channels_last) -> Tensor"
+)
+
+
+def _new_outputs(
+    features: Tensor, offsets: Tensor | None, reduce: str, capacity: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    shape = (number_of_images(features, offsets), capacity)
+    pooled = features.new_empty((*shape, features.shape[1]), dtype=accumulation_dtype(features))
+    valid = features.new_empty(shape, dtype=torch.bool)
+    ids = features.new_empty(shape, dtype=torch.int64)
+    argmax = ids.new_empty(pooled.shape if reduce == "max" else (0,))
+    return pooled, valid, ids, torch.empty_like(ids), argmax
+
+
+def _instances(
+    labels: Tensor, features: Tensor, offsets: Tensor | None, background: int | None, ignore_index: int | None
+) -> Any:
+    return core.PoolInstances(
+        flat_pixels(labels, features),
+        offsets,
+        background=background,
+        ignore_index=ignore_index,
+        threads=threads(),
+    )
+
+
+@torch.library.impl(_library, "instance_pool", "CPU")
+def _pool_cpu(
+    features: Tensor,
+    labels: Tensor,
+    offsets: Tensor | None,
+    reduce: str,
+    max_instances: int | None,
+    background: int | None,
+    ignore_index: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    instances = _instances(labels, features, offsets, background, ignore_index)
+    if max_instances is not None and instances.largest > max_instances:
+        raise ValueError(
+            f"max_instances={max_instances} is too small: an image has {instances.largest} instances"
+        )
+    capacity = instances.largest if max_instances is None else max_instances
+    outputs = _new_outputs(features, offsets, reduce, capacity)
+    instances.pool(
+        flat_embeddings(features),
+        offsets,
+        getattr(core.Reduce, reduce),
+        *outputs[:4],
+        outputs[4] if reduce == "max" else None,
+        threads=threads(),
+    )
+    return outputs
+
+
+@torch.library.register_fake("instembed::instance_pool", lib=_library)
+def _pool_fake(
+    features: Tensor, labels: Tensor, offsets: Tensor | None, reduce: str, max_instances: int | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    capacity = torch.library.get_ctx().new_dynamic_size() if max_instances is None else max_instances
+    return _new_outputs(features, offsets, reduce, capacity)
+
+
+def _new_gradient(grad: Tensor, shape: Sequence[int], dtype: torch.dtype, channels_last: bool) -> Tensor:
+    if not channels_last:
+        return grad.new_empty(shape, dtype=dtype)
+    memory_format = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    return torch.empty(shape, dtype=dtype, device=grad.device, memory_format=memory_format)
+
+
+@torch.library.impl(_library, "instance_pool_backward", "CPU")
+def _backward_cpu(
+    grad: Tensor,
+    argmax: Tensor,
+    labels: Tensor,
+    offsets: Tensor | None,
+    reduce: str,
+    background: int | None,
+    ignore_index: int | None,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    gradient = _new_gradient(grad, shape, dtype, channels_last)
+    grad, flat = grad.contiguous(), flat_embeddings(gradient)
+    if reduce == "max":
+        core.spread_max(grad, argmax.contiguous(), offsets, flat, threads=threads())
+    else:
+        instances = _instances(labels, gradient, offsets, background, ignore_index)
+        instances.spread(grad, offsets, getattr(core.Reduce, reduce), flat, threads=threads())
+    return gradient
+
+
+@torch.library.register_fake("instembed::instance_pool_backward", lib=_library)
+def _backward_fake(grad: Tensor, *options: Any) -> Tensor:
+    return _new_gradient(grad, *options[-3:])
+
+
+def _is_channels_last(features: Tensor) -> bool:
+    if features.dim() == 4:
+        return features.is_contiguous(memory_format=torch.channels_last)
+    return features.dim() == 5 and features.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    features, labels, offsets, reduce, _, background, ignore_index = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[4], labels, offsets)
+    ctx.options = (
+        (reduce, background, ignore_index),
+        (features.shape, features.dtype, _is_channels_last(features)),
+    )
+
+
+def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    gradient = None
+    if grad is not None and ctx.needs_input_grad[0]:
+        rules, form = ctx.options
+        gradient = torch.ops.instembed.instance_pool_backward(grad, *ctx.saved_tensors, *rules, *form)
+    return gradient, *[None] * 6
+
+
+# The gradient is linear in what comes back: its own gradient pools again, or takes what lies at the maxima.
+
+
+def _save_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, argmax, labels, offsets, *options = inputs
+    ctx.save_for_backward(argmax, labels, offsets)
+    ctx.shape, ctx.dtype = grad.shape, grad.dtype
+    ctx.options = options[:3]
+
+
+def _double_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    argmax, labels, offsets = ctx.saved_tensors
+    reduce, *rules = ctx.options
+    if grad.numel() == 0:
+        taken = grad.new_zeros(ctx.shape)
+    elif reduce == "max":
+        points = grad.t()[None] if grad.dim() == 2 else grad.flatten(2)  # (1 or B, C, N)
+        points = points.expand(len(argmax), -1, -1).mT
+        taken = torch.where(argmax < 0, 0, points.gather(1, argmax.clamp(min=0)))
+    else:
+        taken = torch.ops.instembed.instance_pool(grad, labels, offsets, reduce, ctx.shape[1], *rules)[0]
+    return taken.to(ctx.dtype), *[None] * 9
+
+
+torch.library.register_autograd(
+    "instembed::instance_pool", _backward, setup_context=_save_for_backward, lib=_library
+)
+torch.library.register_autograd(
+    "instembed::instance_pool_backward",
+    _double_backward,
+    setup_context=_save_for_double_backward,
+    lib=_library,
+)
