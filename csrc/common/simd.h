@@ -151,13 +151,21 @@ INSTEMBED_INLINE void add_lane_sums(const V* vectors, double* row) {
   }
 }
 
-// True if any lane of a comparison's result is set.
+// True if any bit of any lane is set: of a comparison's result, say.
 template <class Mask>
 INSTEMBED_INLINE bool any_lane(const Mask& mask) {
   const auto words = reinterpret_cast<vector_t<int64_t, sizeof(Mask) / 8>>(mask);
   int64_t any = 0;
   for (size_t k = 0; k < sizeof(Mask) / 8; ++k) any |= words[k];
   return any != 0;
+}
+
+// True if any lane is a number other than zero, of either sign, or NaN. By bits: a comparison of
+// vectors wider than the target's registers is taken apart lane by lane.
+template <class A>
+INSTEMBED_INLINE bool any_nonzero(const Vec<A>& v) {
+  constexpr auto kSign = static_cast<MaskLane<A>>(uint64_t{1} << (8 * sizeof(A) - 1));
+  return any_lane(reinterpret_cast<Vec<MaskLane<A>>>(v) & ~kSign);
 }
 
 }  // namespace instembed

@@ -134,7 +134,7 @@ INSTEMBED_INLINE void spread_runs_body(const PlanarTile<A>& tile, const TileCode
       const Vec<A> distance = finish_norm<norm>(sum);
       Vec<A> hinge = positive_part(distance - delta);
       if constexpr (!whole) hinge = keep(hinge, mask);
-      if (!any_lane(hinge != 0)) return;
+      if (!any_nonzero<A>(hinge)) return;
       squares += hinge * hinge;
       if (!spread.pulls) return;
       any = true;
@@ -290,7 +290,7 @@ INSTEMBED_INLINE void repel_body(const A* rows, int64_t from, int64_t to, const 
       const Vec<A> distance = finish_norm<norm>(sum);
       Vec<A> hinge = keep(positive_part(margin - distance), first_lanes<A>(count - b));
       if (a >= b && a < b + kLanes<A>) hinge[a - b] = 0;
-      if (!any_lane(hinge != 0)) continue;
+      if (!any_nonzero<A>(hinge)) continue;
       *total += sum_lanes(Vec<A>(hinge * hinge));
       if (!grads) continue;
       const Vec<A> factor = slope<norm>(hinge, distance);
@@ -330,7 +330,7 @@ INSTEMBED_INLINE void push_body(const PlanarTile<A>& tile, int start, int length
       }
       const Vec<A> distance = finish_norm<norm>(sum);
       const Vec<A> hinge = keep(positive_part(push.margin - distance), mask);
-      if (!any_lane(hinge != 0)) continue;
+      if (!any_nonzero<A>(hinge)) continue;
       if (push.squares) *push.squares += sum_lanes(Vec<A>(hinge * hinge));
       const Vec<A> factor = slope<norm>(hinge, distance);
       for (int64_t d = 0; d < tables.channels; ++d) {
