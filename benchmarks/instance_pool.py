@@ -24,7 +24,7 @@ def random_features(workload: str) -> Tensor:
 
 
 def ours(features: Tensor, labels: Tensor, reduce: Any) -> tuple[Tensor, Tensor]:
-    pooled = instembed.instance_pool(features, labels, reduce=reduce)
+    pooled = instembed.instance_pool(features, labels, reduce=reduce, return_ids=True)
     return pooled.features, pooled.ids
 
 

@@ -108,7 +108,7 @@ def test_instance_pool(
     features, labels = batch
     options = {"reduce": reduce, "background": background, "ignore_index": ignore}
     ours, exact = features.detach().requires_grad_(), features.detach().double().requires_grad_()
-    pooled = instembed.instance_pool(ours, labels, **options)
+    pooled = instembed.instance_pool(ours, labels, return_ids=True, **options)
     expected = reference.instance_pool(exact, labels, **options)
     assert torch.equal(pooled.ids, expected.ids) and torch.equal(pooled.counts, expected.counts)
     assert torch.equal(pooled.valid, expected.valid)
@@ -213,7 +213,7 @@ FUNCTIONS = {
     "location_read_points": ["limbs", "root"],
     "mean_shift": ["mask", "offsets", "seeding", "min_size", "max_instances", "leftovers", "max_iter", "tol"],
     "label_statistics": ["background", "ignore_index", "max_instances"],
-    "instance_pool": ["reduce", "max_instances", "background", "ignore_index", "offsets"],
+    "instance_pool": ["reduce", "max_instances", "background", "ignore_index", "offsets", "return_ids"],
     "detections": ["scores", "classes", "masks", "rle"],
     "group_keypoints": ["max_people", "peak_threshold", "tag_threshold", "nms", "joint_order", "adjust"],
 }

@@ -24,9 +24,9 @@ def blobs(*shape: int, ids: int = 6, size: int = 5) -> Tensor:
     return torch.where(torch.rand(shape) < 0.05, torch.randint(0, ids, shape), coarse)
 
 
-def assert_matches_reference(features: Tensor, labels: Tensor, **options: object) -> InstanceFeatures:
+def assert_matches_reference(features: Tensor, labels: Tensor, **options: object) -> InstanceFeaturesWithIds:
     ours, exact = features.detach().requires_grad_(), features.detach().double().requires_grad_()
-    pooled = instembed.instance_pool(ours, labels, **options)
+    pooled = instembed.instance_pool(ours, labels, return_ids=True, **options)
     expected = reference.instance_pool(exact, labels, **options)
     for name in ("valid", "ids", "counts"):
         assert getattr(pooled, name).dtype == getattr(expected, name).dtype
@@ -51,7 +51,9 @@ def assert_matches_reference(features: Tensor, labels: Tensor, **options: object
 def test_a_case_by_hand() -> None:
     features = torch.tensor([[[[1.0, 2.0, 4.0, 9.0]], [[0.0, 5.0, 5.0, 9.0]]]], requires_grad=True)
     labels = torch.tensor([[[7, -3, -3, 0]]])
-    mean = instembed.instance_pool(features, labels, max_instances=3)
+    mean = instembed.instance_pool(features, labels, max_instances=3, return_ids=True)
+    pooled, valid = instembed.instance_pool(features, labels, max_instances=3)
+    assert torch.equal(pooled, mean.features) and torch.equal(valid, mean.valid)
     assert mean.features.tolist() == [[[3, 5], [1, 0], [0, 0]]]
     assert mean.valid.tolist() == [[True, True, False]]
     assert mean.ids.tolist() == [[-3, 7, 0]] and mean.counts.tolist() == [[2, 1, 0]]
@@ -163,7 +165,7 @@ def test_ids_of_any_value(reduce: str) -> None:
 
 def test_rows_are_those_of_label_statistics() -> None:
     labels = IDS[blobs(3, 40, 45, ids=len(IDS))]
-    pooled = instembed.instance_pool(torch.randn(3, 2, 40, 45), labels)
+    pooled = instembed.instance_pool(torch.randn(3, 2, 40, 45), labels, return_ids=True)
     found = instembed.label_statistics(labels)
     assert torch.equal(pooled.ids, found.ids) and torch.equal(pooled.counts, found.areas)
     assert torch.equal(pooled.valid.sum(1), found.num_instances)
@@ -175,7 +177,7 @@ def test_many_instances(instances: int, reduce: str) -> None:
     """Every code that label runs have, up to an id a pixel."""
     features = torch.randn(1, 3, 280, 300)
     labels = torch.randint(1, instances + 1, (1, 280, 300))
-    pooled = instembed.instance_pool(features.requires_grad_(), labels, reduce=reduce)
+    pooled = instembed.instance_pool(features.requires_grad_(), labels, reduce=reduce, return_ids=True)
     ids, slot = torch.unique(labels, return_inverse=True)
     assert torch.equal(pooled.ids[0], ids)
     points = features.detach().flatten(2)[0].t().contiguous().requires_grad_()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -19,13 +19,48 @@ class InstanceFeatures(NamedTuple):
     """What :func:`instance_pool` found. Rows beyond an image's instances are zero."""
 
     features: Tensor
-    """(B, M, C) float32 (float64 for float64 features): a row an instance."""
+    """(B, M, C) float32 (float64 for float64 features): a row an instance, in ascending order of id."""
     valid: Tensor
     """(B, M) bool: whether the row is an instance's; an image's come first."""
+
+
+class InstanceFeaturesWithIds(NamedTuple):
+    """:class:`InstanceFeatures`, and whose they are."""
+
+    features: Tensor
+    valid: Tensor
     ids: Tensor
     """(B, M) int64, ascending in each image."""
     counts: Tensor
     """(B, M) int64: pixels."""
+
+
+@overload
+def instance_pool(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    reduce: Reduce = ...,
+    max_instances: int | None = ...,
+    background: int | None = ...,
+    ignore_index: int | None = ...,
+    offsets: Tensor | None = ...,
+    return_ids: Literal[False] = ...,
+) -> InstanceFeatures: ...
+
+
+@overload
+def instance_pool(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    reduce: Reduce = ...,
+    max_instances: int | None = ...,
+    background: int | None = ...,
+    ignore_index: int | None = ...,
+    offsets: Tensor | None = ...,
+    return_ids: Literal[True],
+) -> InstanceFeaturesWithIds: ...
 
 
 def instance_pool(
@@ -37,7 +72,8 @@ def instance_pool(
     background: int | None = 0,
     ignore_index: int | None = None,
     offsets: Tensor | None = None,
-) -> InstanceFeatures:
+    return_ids: bool = False,
+) -> InstanceFeatures | InstanceFeaturesWithIds:
     """Mean, sum or maximum of the features of each instance, over exactly the pixels that carry its id.
 
     No box is involved, so that nothing of a neighbour or of the background gets in. Features are read once,
@@ -53,10 +89,12 @@ def instance_pool(
         background: the id that is no instance; None makes 0 an instance like any other.
         ignore_index: another id that is no instance, for example 255.
         offsets: (B + 1,) for points: image b is points ``offsets[b]:offsets[b + 1]``. None is one image.
+        return_ids: whether ids and numbers of pixels come too.
 
     Returns:
-        :class:`InstanceFeatures` ``(features, valid, ids, counts)``, rows in ascending order of id, as those
-        of :func:`label_statistics`. uint64 ids are given, and ordered, as the int64 of the same bits.
+        :class:`InstanceFeatures` ``(features, valid)``, or :class:`InstanceFeaturesWithIds` ``(features,
+        valid, ids, counts)``: rows in ascending order of id, those of :func:`label_statistics`. uint64 ids are given,
+        and ordered, as the int64 of the same bits.
 
         Sums are taken in float32 or better (float64 for float64), and 16-bit features give float32, also
         under autocast: a sum over an instance need not fit 16 bits. The result does not depend on the number
@@ -77,6 +115,7 @@ def instance_pool(
     arguments.check_choice("reduce", reduce, ("mean", "sum", "max"))
     if max_instances is not None:
         arguments.check_integer("max_instances", max_instances, at_least=1)
+    arguments.check_bool("return_ids", return_ids)
     outputs = torch.ops.instembed.instance_pool(
         features,
         labels,
@@ -86,7 +125,7 @@ def instance_pool(
         arguments.check_label_id("background", background),
         arguments.check_label_id("ignore_index", ignore_index),
     )
-    return InstanceFeatures(*outputs[:4])
+    return InstanceFeaturesWithIds(*outputs[:4]) if return_ids else InstanceFeatures(*outputs[:2])
 
 
 # The op. Its fifth output is, for max, the (B, M, C) pixel of each maximum, counted over a whole image or

@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from instembed.readout.instance_pool import InstanceFeatures
+from instembed.readout.instance_pool import InstanceFeaturesWithIds
 
 
 def instance_pool(
@@ -19,8 +19,8 @@ def instance_pool(
     background: int | None = 0,
     ignore_index: int | None = None,
     offsets: Tensor | None = None,
-) -> InstanceFeatures:
-    """The definition of :func:`instembed.instance_pool`; differentiable any number of times."""
+) -> InstanceFeaturesWithIds:
+    """The definition of :func:`instembed.instance_pool`, ids and counts included; differentiable any number of times."""
     if features.dtype in (torch.float16, torch.bfloat16):
         features = features.float()
     images = list(_images(features, labels.to(torch.int64), offsets))
@@ -40,7 +40,7 @@ def instance_pool(
             pooled = pooled.index_put((torch.tensor(b), torch.tensor(row)), _reduced(members, reduce))
             ids[b, row] = instance
             counts[b, row] = len(members)
-    return InstanceFeatures(pooled, counts > 0, ids, counts)
+    return InstanceFeaturesWithIds(pooled, counts > 0, ids, counts)
 
 
 def _reduced(members: Tensor, reduce: str) -> Tensor:
