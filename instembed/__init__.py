@@ -16,6 +16,7 @@ from instembed.losses import (
 )
 from instembed.readout import (
     InstanceFeatures,
+    InstanceFeaturesWithIds,
     LabelStatistics,
     coco_results,
     detections,
@@ -33,6 +34,7 @@ __all__ = [
     "DiscriminativeTerms",
     "Grouping",
     "InstanceFeatures",
+    "InstanceFeaturesWithIds",
     "LabelStatistics",
     "MeanShift",
     "Poses",

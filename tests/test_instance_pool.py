@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import instembed
-from instembed import InstanceFeatures, reference
+from instembed import InstanceFeaturesWithIds, reference
 
 REDUCTIONS = ["mean", "sum", "max"]
 # Of sums, relative to the sum of magnitudes; of gradients, relative to the value.

@@ -2,7 +2,7 @@
 
 from instembed.readout.detections import coco_results, detections
 from instembed.readout.gather_at import gather_at
-from instembed.readout.instance_pool import InstanceFeatures, instance_pool
+from instembed.readout.instance_pool import InstanceFeatures, InstanceFeaturesWithIds, instance_pool
 from instembed.readout.label_statistics import LabelStatistics, label_statistics
 from instembed.readout.location_maps import (
     BODY_15,
@@ -16,6 +16,7 @@ __all__ = [
     "BODY_15",
     "COCO_17",
     "InstanceFeatures",
+    "InstanceFeaturesWithIds",
     "LabelStatistics",
     "Skeleton",
     "coco_results",

@@ -93,8 +93,8 @@ def instance_pool(
 
     Returns:
         :class:`InstanceFeatures` ``(features, valid)``, or :class:`InstanceFeaturesWithIds` ``(features,
-        valid, ids, counts)``: rows in ascending order of id, those of :func:`label_statistics`. uint64 ids are given,
-        and ordered, as the int64 of the same bits.
+        valid, ids, counts)``: rows in ascending order of id, those of :func:`label_statistics`. uint64 ids
+        are given, and ordered, as the int64 of the same bits.
 
         Sums are taken in float32 or better (float64 for float64), and 16-bit features give float32, also
         under autocast: a sum over an instance need not fit 16 bits. The result does not depend on the number

@@ -20,7 +20,7 @@ def instance_pool(
     ignore_index: int | None = None,
     offsets: Tensor | None = None,
 ) -> InstanceFeaturesWithIds:
-    """The definition of :func:`instembed.instance_pool`, ids and counts included; differentiable any number of times."""
+    """The definition of :func:`instembed.instance_pool`, with ids; differentiable any number of times."""
     if features.dtype in (torch.float16, torch.bfloat16):
         features = features.float()
     images = list(_images(features, labels.to(torch.int64), offsets))
