@@ -375,6 +375,20 @@ def higher_hrnet(tags: Tensor) -> tuple[Tensor, Tensor]:
     return (tags - means[:, None]).square().mean(1).sum() / count, 0.5 * pairs / (count * (count - 1))
 
 
+def higher_hrnet_max(tags: Tensor) -> tuple[Tensor, Tensor]:
+    count, means = len(tags), tags.mean(1)
+    pairs = (1 - (means[:, None] - means).abs()).clamp(min=0).sum() - count
+    return (tags - means[:, None]).square().mean(1).sum() / count, 0.5 * pairs / (count * (count - 1))
+
+
+def pose_ae_train(tags: Tensor) -> tuple[Tensor, Tensor]:
+    """Of tags (N, K, L)."""
+    count, means = len(tags), tags.mean(1)
+    pairs = torch.exp(-(means[:, None] - means).square().sum(-1)).sum() - count
+    pull = (tags - means[:, None]).square().mean((1, 2)).sum() / count
+    return pull, 0.5 * pairs / (count * (count - 1))
+
+
 def mmpose(tags: Tensor) -> tuple[Tensor, Tensor]:
     count, means = len(tags), tags.mean(1)
     pairs = torch.exp(-(means[:, None] - means).square()).sum()  # with the diagonal
@@ -407,6 +421,24 @@ def test_coming_from() -> None:
         term.sum().item() for term in instembed.associative_embedding_terms(corners, None, both, kind="hinge")
     )
     assert sums(corner_net, joints=2) == pytest.approx((2 * pull, 2 * push), rel=1e-12)
+    pull, push = (
+        term.sum().item() for term in instembed.associative_embedding_terms(tags, None, visible, kind="hinge")
+    )
+    assert sums(higher_hrnet_max) == pytest.approx((pull, push), rel=1e-12)
+
+
+@pytest.mark.parametrize("dimensions", [1, 3])
+def test_coming_from_pose_ae_train(dimensions: int) -> None:
+    tags = 0.5 * torch.randn(2, 6, 17, dimensions, dtype=torch.float64)
+    visible = torch.ones(2, 6, 17, dtype=torch.bool)
+    a, b = 0.7, 1.3
+    theirs = [pose_ae_train(image) for image in tags]
+    loss = instembed.associative_embedding_loss(
+        tags, None, visible, pull_weight=a / dimensions, push_weight=b
+    )
+    assert loss.item() == pytest.approx(
+        sum(a * pull + b * push for pull, push in theirs).item() / 2, rel=1e-12
+    )
 
 
 def test_double_backward_says_so() -> None:
