@@ -387,3 +387,10 @@ def test_random_maps(
         instembed.group_keypoints(heatmaps.to(dtype), tags.to(dtype), **options),
         reference.group_keypoints(heatmaps.to(dtype), tags.to(dtype), **options),
     )
+
+
+@pytest.mark.parametrize("step", ["adjust", "refine"])
+def test_steps_are_true_or_false(step: str) -> None:
+    maps = torch.zeros(1, 1, 4, 4)
+    with pytest.raises(TypeError, match=step):
+        instembed.group_keypoints(maps, maps, **{step: "no"})

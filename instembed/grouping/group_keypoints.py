@@ -64,7 +64,7 @@ def group_keypoints(
     4. ``refine``: for a joint without a peak, the pixel of the whole map with the largest
        ``heatmap - round(d)`` (equals: the first), if the heatmap is above 0 there.
     5. ``adjust``: each joint moves by a quarter of a pixel towards the higher neighbour on each axis. It
-       stays where neighbours are equal, or one is missing.
+       stays where neighbours are equal, or one is missing or not finite.
 
     Args:
         heatmaps: (B, K, H, W), scores from 0 on, higher where joint k is likelier. float32, float64, float16
@@ -108,6 +108,8 @@ def group_keypoints(
             f"{tuple(heatmaps.shape)}, got {tuple(tags.shape)}"
         )
     arguments.check_same_device("tags", tags, "heatmaps", heatmaps)
+    arguments.check_bool("adjust", adjust)
+    arguments.check_bool("refine", refine)
     if arguments.check_integer("nms", nms, at_least=1) % 2 == 0:
         raise ValueError(f"nms must be odd, got {nms}")
     return Poses(
@@ -119,8 +121,8 @@ def group_keypoints(
             arguments.check_number("tag_threshold", tag_threshold, at_least=0),
             nms,
             _checked_order(joint_order, joints),
-            bool(adjust),
-            bool(refine),
+            adjust,
+            refine,
         )
     )
 
