@@ -144,6 +144,11 @@ def check_label_id(name: str, value: object) -> int | None:
     return None if value is None else check_integer(name, value)
 
 
+def check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
+
+
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     if isinstance(value, bool) or value not in choices:
         expected = ", ".join(repr(choice) for choice in choices)

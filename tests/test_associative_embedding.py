@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import instembed
 from instembed import reference
+from instembed._native import core
 
 # Relative to the largest value.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-7, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -509,3 +511,34 @@ def test_push_needs_no_square_of_people() -> None:
     push.sum().backward()
     assert push.item() == pytest.approx(0.5 * 19_999 / (20_000 * 19_999), rel=1e-6)
     assert not tags.grad[0, 1:-1].any() and tags.grad[0, 0].item() > 0 > tags.grad[0, -1].item()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tags": np.zeros((2, 6, 4, 5), np.int32)}, "tags"),
+        ({"tags": np.zeros((2, 5, 4, 5), np.float32)}, "tags"),
+        ({"tags": np.zeros((2, 6, 4), np.float32)}, "tags"),
+        ({"tags": np.zeros((1, 6, 4, 5), np.float32)}, "tags"),
+        ({"keypoints": np.zeros((2, 7, 3, 1), np.float32)}, "keypoints"),
+        ({"visible": np.zeros((2, 7), np.uint8)}, "visible"),
+        ({"terms": np.zeros((2, 3), np.float32)}, "terms"),
+        ({"means": np.zeros((2, 7, 3))}, "means"),
+        ({"pushes": np.zeros((2, 7, 2), np.float32)}, "pushes"),
+        ({"pixels": np.zeros((2, 7, 3), np.int32)}, "pixels"),
+    ],
+)
+def test_core_guards_its_own_boundary(change: dict, message: str) -> None:
+    arrays = {
+        "tags": np.zeros((2, 6, 4, 5), np.float32),
+        "keypoints": np.zeros((2, 7, 3, 2), np.float32),
+        "visible": np.zeros((2, 7, 3), np.uint8),
+        "terms": np.zeros((2, 2), np.float32),
+        "pixels": np.zeros((2, 7, 3), np.int64),
+        "means": np.zeros((2, 7, 2)),
+        "pushes": np.zeros((2, 7, 2)),
+    }
+    options = {"hinge": False, "sigma": 1.0, "margin": 1.0, "threads": 1}
+    core.associative_embedding_forward(**arrays, **options)
+    with pytest.raises(ValueError, match=message):
+        core.associative_embedding_forward(**(arrays | change), **options)

@@ -350,6 +350,8 @@ ONE = torch.tensor([[[1, 2]]])
         (ValueError, r"classes\[0\] .* one device", ONE, {"classes": torch.ones(1, 2, device="meta").long()}),
         (TypeError, "background must be an integer, got str", ONE, {"background": "0"}),
         (ValueError, f"ignore_index must fit 64 bits, got {2**64}", ONE, {"ignore_index": 2**64}),
+        (TypeError, "masks must be True or False, got Tensor", ONE, {"masks": torch.zeros(0)}),
+        (TypeError, "rle must be True or False, got int", ONE, {"rle": 1}),
     ],
 )  # fmt: skip
 def test_bad_input(error: type[Exception], message: str, labels: Any, options: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor
 
 import instembed
 from instembed import reference
+from instembed._native import core
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 MODES = ["nearest", "bilinear"]
@@ -260,3 +262,27 @@ def test_autocast() -> None:
     assert values.dtype == torch.bfloat16
     values.float().sum().backward()
     assert conv.weight.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features": np.zeros((2, 1, 4, 5, 6), np.int32)}, "values"),
+        ({"features": np.zeros((2, 4, 5), np.float32)}, "features"),
+        ({"points": np.zeros((2, 7, 1, 1), np.float32)}, "points"),
+        ({"points": np.zeros((2, 7, 2), np.float32)}, "points"),
+        ({"valid": np.zeros((2, 6, 1), np.uint8)}, "valid"),
+        ({"values": np.zeros((2, 7, 1, 3), np.float32)}, "values"),
+        ({"values": np.zeros((2, 7, 1, 4), np.float64)}, "values"),
+    ],
+)
+def test_core_guards_its_own_boundary(change: dict, message: str) -> None:
+    arrays = {
+        "features": np.zeros((2, 1, 4, 5, 6), np.float32),
+        "points": np.zeros((2, 7, 1, 2), np.float32),
+        "valid": None,
+        "values": np.zeros((2, 7, 1, 4), np.float32),
+    }
+    core.gather_at_forward(**arrays, linear=True, threads=1)
+    with pytest.raises(ValueError, match=message):
+        core.gather_at_forward(**(arrays | change), linear=True, threads=1)

@@ -47,7 +47,10 @@ class Losses(Dataset):
         embeddings, _ = example(index)
         grouping = instembed.mean_shift(embeddings, 1.0)
         areas = instembed.label_statistics(grouping.labels).areas
-        return torch.stack([loss, areas.sum().float()])
+        keypoints = torch.arange(2 * 9 * 4 * 2).reshape(2, 9, 4, 2) % 64
+        tag_loss = instembed.associative_embedding_loss(embeddings, keypoints, keypoints[..., 0] >= 0)
+        read = instembed.gather_at(embeddings, keypoints)
+        return torch.stack([loss, areas.sum().float(), tag_loss, read.sum()])
 
 
 def test_dataloader_workers(two_threads: None) -> None:

@@ -1,9 +1,10 @@
-// Gathering on the CPU. Points are turned into reads first: offsets and weights of up to 8 pixels
-// each. For the gradient of the features these are sorted by pixel, so that what several points
-// send to one pixel is added up in double, in the order of the points, and written once.
+// Gathering on the CPU. Points are turned into reads first: offsets and weights of the pixels
+// around each. Channels go in blocks of a cache line, so that a planar map is not a page a channel.
+// For the gradient of the features the reads are sorted by pixel: what several points send to one
+// pixel is added up in double, in the order of the points, and written once.
 #include <algorithm>
 #include <array>
-#include <numeric>
+#include <limits>
 #include <vector>
 
 #include "common/dtype.h"
@@ -15,26 +16,18 @@
 namespace instembed::gather_at {
 namespace {
 
-constexpr int64_t kPoints = 256;   // a task
-constexpr int64_t kChannels = 64;  // a task of the features' gradient
-
-// Extents and strides of the axes x, y, z of a map.
-struct Grid {
-  int axes;
-  std::array<int64_t, 3> size, stride;
-
-  explicit Grid(const Array& features) : axes(features.ndim - 3), size{}, stride{} {
-    for (int axis = 0; axis < axes; ++axis) {
-      size[axis] = features.shape[features.ndim - 1 - axis];
-      stride[axis] = features.strides[features.ndim - 1 - axis];
-    }
-  }
-};
+constexpr int64_t kPoints = 256;  // a task
+constexpr int64_t kChannels = 16;
+constexpr int64_t kNowhere = std::numeric_limits<int64_t>::min();
 
 struct Sizes {
   int64_t images, groups, channels, points;
+  int axes;
 
   int64_t maps() const { return images * groups; }
+  int64_t point_blocks() const { return (points + kPoints - 1) / kPoints; }
+  int64_t channel_blocks() const { return (channels + kChannels - 1) / kChannels; }
+
   // The first of a point's channels in (B, N, G, C).
   int64_t row(int64_t map, int64_t n) const {
     return ((map / groups * points + n) * groups + map % groups) * channels;
@@ -44,12 +37,13 @@ struct Sizes {
 Sizes checked_sizes(const Array& features, const Query& query, const Array& values) {
   expect(features.ndim >= 4 && features.ndim <= 6,
          "features: expected (images, groups, channels, *spatial) with 1 to 3 spatial dimensions");
-  const Sizes sizes{features.shape[0], features.shape[1], features.shape[2], query.points.shape[1]};
+  const Sizes sizes{features.shape[0], features.shape[1], features.shape[2], query.points.shape[1],
+                    features.ndim - 3};
   const auto fits = [&](const Array& array, int64_t last) {
     return array.ndim == 4 && array.shape[0] == sizes.images && array.shape[1] == sizes.points &&
            array.shape[2] == sizes.groups && array.shape[3] == last;
   };
-  expect(fits(query.points, features.ndim - 3),
+  expect(fits(query.points, sizes.axes),
          "points: expected (images, points, groups, spatial dimensions)");
   if (query.valid) {
     expect(query.valid->ndim == 3 && query.valid->shape[0] == sizes.images &&
@@ -61,128 +55,182 @@ Sizes checked_sizes(const Array& features, const Query& query, const Array& valu
   return sizes;
 }
 
-// A point's place along one axis: pixels low and low + 1, or low alone where `share` is 0.
+// A point's place along one axis: between the centres of two pixels, or on one.
 struct Between {
-  int64_t low;
-  double share;    // of low + 1
-  bool is_inside;  // between the outermost centres, where the value changes with the point
+  int64_t low, high;
+  double share;  // of high
+  double slope;  // of the share with the coordinate: 0 beyond the outermost centres
 };
 
 Between between(double x, int64_t size) {
   const auto last = static_cast<double>(size - 1);
-  if (!(x >= 0)) return {0, 0, false};
-  if (x >= last) return {size - 1, 0, false};
+  if (!(x >= 0)) return {0, 0, 0, 0};
+  if (x >= last) return {size - 1, size - 1, 0, 0};
   const double low = std::floor(x);
-  return {static_cast<int64_t>(low), x - low, true};
+  return {static_cast<int64_t>(low), static_cast<int64_t>(low) + 1, x - low, 1};
 }
 
-// Finds what the points of a map read.
-class Reads {
- public:
-  Reads(const Grid& grid, const Query& query)
-      : grid_(grid),
-        points_(query.points),
-        valid_(query.valid),
-        linear_(query.linear),
-        coordinate_(reader(query.points.dtype)),
-        is_valid_(query.valid ? reader(query.valid->dtype) : nullptr) {}
+struct Read {
+  int64_t offset;  // in a channel of the map
+  double weight;
+};
 
-  // Calls f(corner, weight, slopes) for each pixel that the point reads: its place (x, y, z), and
-  // the weight's derivatives to x, y, z.
-  template <class F>
-  void operator()(int64_t b, int64_t g, int64_t n, F&& f) const {
-    if (valid_) {
-      const auto& s = valid_->strides;
-      if (!(is_valid_(valid_->data, b * s[0] + n * s[1] + g * s[2]) > 0)) return;
-    }
-    const auto& s = points_.strides;
-    const int64_t first = b * s[0] + n * s[1] + g * s[2];
-    std::array<int64_t, 3> pixel{};
-    std::array<Between, 3> place{};
-    for (int axis = 0; axis < grid_.axes; ++axis) {
-      const double x = coordinate_(points_.data, first + axis * s[3]);
-      pixel[axis] = nearest_pixel(x, grid_.size[axis]);
-      if (pixel[axis] < 0) return;
-      if (linear_) place[axis] = between(x, grid_.size[axis]);
-    }
-    if (!linear_) return f(pixel, 1.0, std::array<double, 3>{});
-    for (int corner = 0; corner < 1 << grid_.axes; ++corner) {
-      double weight = 1;
-      std::array<double, 3> slopes{1, 1, 1};
-      bool is_read = true;
-      for (int axis = 0; axis < grid_.axes; ++axis) {
-        const Between& at = place[axis];
-        const bool high = corner >> axis & 1;
-        is_read = is_read && !(high && !at.is_inside);
-        const double share = high ? at.share : 1 - at.share;
-        const double slope = at.is_inside ? (high ? 1 : -1) : 0;
-        pixel[axis] = at.low + high;
-        weight *= share;
-        for (int other = 0; other < grid_.axes; ++other) {
-          slopes[other] *= other == axis ? slope : share;
-        }
-      }
-      if (is_read) f(pixel, weight, slopes);
+// Finds what the points read of `array`, which has the shape of the features.
+class Locator {
+ public:
+  Locator(const Array& array, const Query& query)
+      : query_(query),
+        axes_(array.ndim - 3),
+        coordinate_(reader(query.points.dtype)),
+        is_valid_(query.valid ? reader(query.valid->dtype) : nullptr) {
+    for (int axis = 0; axis < axes_; ++axis) {
+      size_[axis] = array.shape[array.ndim - 1 - axis];
+      stride_[axis] = array.strides[array.ndim - 1 - axis];
     }
   }
 
+  int reads() const { return query_.linear ? 1 << axes_ : 1; }  // a point
+
+  // The point's reads, and for each of the axes the derivatives of their weights, if asked for.
+  // False if the point does not count.
+  bool locate(int64_t b, int64_t n, int64_t g, Read* reads, std::array<double, 3>* slopes) const {
+    if (query_.valid) {
+      const auto& s = query_.valid->strides;
+      if (!(is_valid_(query_.valid->data, b * s[0] + n * s[1] + g * s[2]) > 0)) return false;
+    }
+    const auto& s = query_.points.strides;
+    const int64_t at = b * s[0] + n * s[1] + g * s[2];
+    std::array<Between, 3> place{};
+    int64_t nearest = 0;
+    for (int axis = 0; axis < axes_; ++axis) {
+      const double x = coordinate_(query_.points.data, at + axis * s[3]);
+      const int64_t pixel = nearest_pixel(x, size_[axis]);
+      if (pixel < 0) return false;
+      nearest += pixel * stride_[axis];
+      if (query_.linear) place[axis] = between(x, size_[axis]);
+    }
+    if (!query_.linear) {
+      *reads = {nearest, 1};
+      return true;
+    }
+    for (int corner = 0; corner < 1 << axes_; ++corner) {
+      Read read{0, 1};
+      for (int axis = 0; axis < axes_; ++axis) {
+        const Between& on = place[axis];
+        const bool high = corner >> axis & 1;
+        read.offset += (high ? on.high : on.low) * stride_[axis];
+        read.weight *= high ? on.share : 1 - on.share;
+      }
+      reads[corner] = read;
+      for (int axis = 0; slopes && axis < axes_; ++axis) {
+        double slope = corner >> axis & 1 ? place[axis].slope : -place[axis].slope;
+        for (int other = 0; other < axes_; ++other) {
+          const double share = place[other].share;
+          if (other != axis) slope *= corner >> other & 1 ? share : 1 - share;
+        }
+        slopes[corner][axis] = slope;
+      }
+    }
+    return true;
+  }
+
  private:
-  const Grid& grid_;
-  const Array& points_;
-  const Array* valid_;
-  bool linear_;
+  const Query& query_;
+  int axes_;
+  std::array<int64_t, 3> size_{}, stride_{};  // of the axes x, y, z
   Reader coordinate_, is_valid_;
 };
 
-int64_t offset(const Grid& grid, const std::array<int64_t, 3>& pixel) {
-  return pixel[0] * grid.stride[0] + pixel[1] * grid.stride[1] + pixel[2] * grid.stride[2];
-}
-
-// Runs f(map, image, group, first point, last point).
+// Runs f(map, first point, last point).
 template <class F>
 void for_points(const Sizes& sizes, int threads, F&& f) {
-  const int64_t blocks = (sizes.points + kPoints - 1) / kPoints;
+  const int64_t blocks = sizes.point_blocks();
   parallel_for(sizes.maps() * blocks, threads, [&](int64_t task) {
-    const int64_t map = task / blocks, first = task % blocks * kPoints;
-    f(map, map / sizes.groups, map % sizes.groups, first, std::min(first + kPoints, sizes.points));
+    const int64_t first = task % blocks * kPoints;
+    f(task / blocks, first, std::min(first + kPoints, sizes.points));
   });
+}
+
+// Runs f(first channel, number of channels).
+template <class F>
+void for_channels(const Sizes& sizes, F&& f) {
+  for (int64_t first = 0; first < sizes.channels; first += kChannels) {
+    f(first, std::min(kChannels, sizes.channels - first));
+  }
+}
+
+template <class T>
+T* map_of(const Array& array, const Sizes& sizes, int64_t map) {
+  return array.as<T>() + map / sizes.groups * array.strides[0] +
+         map % sizes.groups * array.strides[1];
+}
+
+// The sum of a point's reads of a block of channels.
+template <class T>
+void read_channels(const T* from, int64_t step, const Read* reads, int count, int64_t channels,
+                   bool linear, T* to) {
+  if (!linear) {
+    for (int64_t c = 0; c < channels; ++c) to[c] = from[reads->offset + c * step];
+    return;
+  }
+  accumulator_t<T> sum[kChannels] = {};
+  for (int k = 0; k < count; ++k) {
+    const auto weight = static_cast<accumulator_t<T>>(reads[k].weight);
+    const T* at = from + reads[k].offset;
+    for (int64_t c = 0; c < channels; ++c) sum[c] += weight * at[c * step];
+  }
+  for (int64_t c = 0; c < channels; ++c) to[c] = rounded<T>(sum[c]);
+}
+
+// What a point sends to a pixel.
+struct Share {
+  int64_t to;
+  int64_t point;
+  double weight;
+};
+
+// By pixel, in the order of the points: a stable sort by digits, since there are often as many
+// shares as pixels.
+void sort_by_pixel(std::vector<Share>* shares) {
+  constexpr int kBits = 8;
+  int64_t highest = 0;
+  for (const Share& share : *shares) highest = std::max(highest, share.to);
+  std::vector<Share> next(shares->size());
+  for (int shift = 0; highest >> shift > 0; shift += kBits) {
+    std::array<int64_t, (1 << kBits) + 1> begin{};
+    const auto digit = [&](const Share& share) { return share.to >> shift & ((1 << kBits) - 1); };
+    for (const Share& share : *shares) ++begin[digit(share) + 1];
+    for (size_t k = 1; k < begin.size(); ++k) begin[k] += begin[k - 1];
+    for (const Share& share : *shares) next[begin[digit(share)]++] = share;
+    shares->swap(next);
+  }
 }
 
 template <class T>
 void add_to_features(const Array& grad_values, const Query& query, const Sizes& sizes,
                      const Array& grad, int threads) {
-  struct Share {
-    int64_t to;  // offset of a pixel in a map
-    int64_t point;
-    double weight;
-  };
-  const Grid grid(grad);
-  const Reads reads(grid, query);
+  const Locator locator(grad, query);
   std::vector<std::vector<Share>> shares(sizes.maps());
   parallel_for(sizes.maps(), threads, [&](int64_t map) {
-    std::vector<Share>& own = shares[map];
+    Read reads[8];
     for (int64_t n = 0; n < sizes.points; ++n) {
-      reads(map / sizes.groups, map % sizes.groups, n,
-            [&](const auto& pixel, double weight, const auto&) {
-              own.push_back({offset(grid, pixel), n, weight});
-            });
+      if (!locator.locate(map / sizes.groups, n, map % sizes.groups, reads, nullptr)) continue;
+      for (int k = 0; k < locator.reads(); ++k) {
+        shares[map].push_back({reads[k].offset, n, reads[k].weight});
+      }
     }
-    std::sort(own.begin(), own.end(), [](const Share& a, const Share& b) {
-      return a.to != b.to ? a.to < b.to : a.point < b.point;
-    });
+    sort_by_pixel(&shares[map]);
   });
 
-  const int64_t blocks = (sizes.channels + kChannels - 1) / kChannels, step = grad.strides[2];
-  const T* values = grad_values.as<const T>();
+  const int64_t blocks = sizes.channel_blocks(), step = grad.strides[2];
   parallel_for(sizes.maps() * blocks, threads, [&](int64_t task) {
     const int64_t map = task / blocks, first = task % blocks * kChannels;
     const int64_t channels = std::min(kChannels, sizes.channels - first);
-    T* gradient = grad.as<T>() + map / sizes.groups * grad.strides[0] +
-                  map % sizes.groups * grad.strides[1] + first * step;
+    T* gradient = map_of<T>(grad, sizes, map) + first * step;
     double sum[kChannels] = {};
     const std::vector<Share>& own = shares[map];
     for (size_t i = 0; i < own.size(); ++i) {
-      const T* value = values + sizes.row(map, own[i].point) + first;
+      const T* value = grad_values.as<const T>() + sizes.row(map, own[i].point) + first;
       for (int64_t c = 0; c < channels; ++c) sum[c] += own[i].weight * value[c];
       if (i + 1 < own.size() && own[i + 1].to == own[i].to) continue;
       T* to = gradient + own[i].to;
@@ -195,26 +243,27 @@ void add_to_features(const Array& grad_values, const Query& query, const Sizes& 
 template <class T>
 void fill_points_gradient(const Array& grad_values, const Array& features, const Query& query,
                           const Sizes& sizes, const Array& grad, int threads) {
-  const Grid grid(features);
-  const Reads reads(grid, query);
+  const Locator locator(features, query);
   const int64_t step = features.strides[2];
   dispatch_floating(grad.dtype, "grad_points", [&](auto type) {
     using P = decltype(type);
-    for_points(sizes, threads, [&](int64_t map, int64_t b, int64_t g, int64_t first, int64_t last) {
-      const T* base = features.as<const T>() + b * features.strides[0] + g * features.strides[1];
+    for_points(sizes, threads, [&](int64_t map, int64_t first, int64_t last) {
+      const int64_t b = map / sizes.groups, g = map % sizes.groups;
+      const T* from = map_of<const T>(features, sizes, map);
       for (int64_t n = first; n < last; ++n) {
-        const T* value = grad_values.as<const T>() + sizes.row(map, n);
-        double sums[3] = {};
-        reads(b, g, n, [&](const auto& pixel, double, const auto& slopes) {
-          const T* at = base + offset(grid, pixel);
-          double dot = 0;
-          for (int64_t c = 0; c < sizes.channels; ++c) dot += double{value[c]} * at[c * step];
-          for (int axis = 0; axis < grid.axes; ++axis) {
-            if (slopes[axis] != 0) sums[axis] += slopes[axis] * dot;
+        Read reads[8];
+        std::array<double, 3> slopes[8] = {}, sum{};
+        if (query.linear && locator.locate(b, n, g, reads, slopes)) {
+          const T* value = grad_values.as<const T>() + sizes.row(map, n);
+          for (int k = 0; k < locator.reads(); ++k) {
+            const T* at = from + reads[k].offset;
+            double dot = 0;
+            for (int64_t c = 0; c < sizes.channels; ++c) dot += double{value[c]} * at[c * step];
+            for (int axis = 0; axis < sizes.axes; ++axis) sum[axis] += slopes[k][axis] * dot;
           }
-        });
-        P* to = grad.as<P>() + ((b * sizes.points + n) * sizes.groups + g) * grid.axes;
-        for (int axis = 0; axis < grid.axes; ++axis) to[axis] = rounded<P>(sums[axis]);
+        }
+        P* to = grad.as<P>() + ((b * sizes.points + n) * sizes.groups + g) * sizes.axes;
+        for (int axis = 0; axis < sizes.axes; ++axis) to[axis] = rounded<P>(sum[axis]);
       }
     });
   });
@@ -224,32 +273,31 @@ void fill_points_gradient(const Array& grad_values, const Array& features, const
 
 void forward(const Array& features, const Query& query, const Array& values, int threads) {
   const Sizes sizes = checked_sizes(features, query, values);
-  const Grid grid(features);
-  const Reads reads(grid, query);
+  const Locator locator(features, query);
   const int64_t step = features.strides[2];
+  const int count = locator.reads();
   dispatch_floating(features.dtype, "features", [&](auto type) {
     using T = decltype(type);
-    for_points(sizes, threads, [&](int64_t map, int64_t b, int64_t g, int64_t first, int64_t last) {
-      const T* base = features.as<const T>() + b * features.strides[0] + g * features.strides[1];
-      std::vector<double> sum(query.linear ? sizes.channels : 0);
+    for_points(sizes, threads, [&](int64_t map, int64_t first, int64_t last) {
+      std::vector<Read> reads((last - first) * count);
       for (int64_t n = first; n < last; ++n) {
-        T* to = values.as<T>() + sizes.row(map, n);
-        std::fill_n(to, sizes.channels, T{});
-        std::fill(sum.begin(), sum.end(), 0.0);
-        bool is_read = false;
-        reads(b, g, n, [&](const auto& pixel, double weight, const auto&) {
-          const T* at = base + offset(grid, pixel);
-          is_read = true;
-          if (!query.linear) {
-            for (int64_t c = 0; c < sizes.channels; ++c) to[c] = at[c * step];
-          } else {
-            for (int64_t c = 0; c < sizes.channels; ++c) sum[c] += weight * at[c * step];
-          }
-        });
-        if (query.linear && is_read) {
-          for (int64_t c = 0; c < sizes.channels; ++c) to[c] = rounded<T>(sum[c]);
+        Read* own = &reads[(n - first) * count];
+        if (!locator.locate(map / sizes.groups, n, map % sizes.groups, own, nullptr)) {
+          own->offset = kNowhere;
         }
       }
+      for_channels(sizes, [&](int64_t channel, int64_t channels) {
+        const T* from = map_of<const T>(features, sizes, map) + channel * step;
+        for (int64_t n = first; n < last; ++n) {
+          const Read* own = &reads[(n - first) * count];
+          T* to = values.as<T>() + sizes.row(map, n) + channel;
+          if (own->offset == kNowhere) {
+            std::fill_n(to, channels, T{});
+          } else {
+            read_channels(from, step, own, count, channels, query.linear, to);
+          }
+        }
+      });
     });
   });
 }

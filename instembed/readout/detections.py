@@ -55,6 +55,8 @@ def detections(
         TypeError, ValueError: an argument has a wrong type, dtype, shape, device or value.
     """
     labels, expected = _labels_of(grouping_or_labels)
+    arguments.check_bool("masks", masks)
+    arguments.check_bool("rle", rle)
     if labels.dim() == 2:
         labels = labels[None]
         scores = scores[None] if isinstance(scores, Tensor) and scores.dim() == 1 else scores
