@@ -108,6 +108,8 @@ def group_keypoints(
             f"{tuple(heatmaps.shape)}, got {tuple(tags.shape)}"
         )
     arguments.check_same_device("tags", tags, "heatmaps", heatmaps)
+    arguments.check_bool("adjust", adjust)
+    arguments.check_bool("refine", refine)
     if arguments.check_integer("nms", nms, at_least=1) % 2 == 0:
         raise ValueError(f"nms must be odd, got {nms}")
     return Poses(
@@ -119,16 +121,14 @@ def group_keypoints(
             arguments.check_number("tag_threshold", tag_threshold, at_least=0),
             nms,
             _checked_order(joint_order, joints),
-            bool(adjust),
-            bool(refine),
+            adjust,
+            refine,
         )
     )
 
 
 def _check_maps(name: str, value: object) -> None:
-    tensor = arguments.check_tensor(name, value)
-    if tensor.dtype not in arguments.FLOATING:
-        raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {tensor.dtype}")
+    tensor = arguments.check_floating_tensor(name, value)
     if tensor.dim() != 4:
         raise ValueError(f"{name} must be (B, channels, H, W), got shape {tuple(tensor.shape)}")
 
@@ -136,11 +136,11 @@ def _check_maps(name: str, value: object) -> None:
 def _checked_order(joint_order: object, joints: int) -> list[int]:
     if joint_order is None:
         return list(default_joint_order(joints))
-    if not isinstance(joint_order, Sequence) or isinstance(joint_order, str):
-        raise TypeError(f"joint_order must be a sequence of integers, got {type(joint_order).__name__}")
-    order = [arguments.check_integer("joint_order", k) for k in joint_order]
+    if isinstance(joint_order, range):
+        joint_order = list(joint_order)
+    order = list(arguments.check_indices("joint_order", joint_order, joints))
     if sorted(order) != list(range(joints)):
-        raise ValueError(f"joint_order must hold each of 0..{joints - 1} once, got {list(joint_order)}")
+        raise ValueError(f"joint_order must hold each of 0..{joints - 1} once, got {order}")
     return order
 
 
