@@ -590,7 +590,7 @@ def draw(path: Path, scenes: list[Scene], people: People, truth: Scenes, shown: 
         necks = dict(match_people(people, truth, n))
         for p in range(int(people.number[n])):
             seen, pose, points = people.seen[n, p], people.poses[n, p], people.keypoints[n, p].clone()
-            if seen.sum() < 5:  # fragments
+            if seen.sum() < 6:  # fragments
                 continue
             color = COLORS[p % len(COLORS)]
             guessed = pose + place(points, seen, pose)

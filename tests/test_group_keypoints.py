@@ -229,6 +229,15 @@ def test_extreme_values(scale: float) -> None:
         )
 
 
+def test_tags_too_far_to_tell_apart() -> None:
+    """Beyond 2^30 only the heatmap counts: a hidden joint goes to the highest pixel."""
+    heatmaps, tags = dots({(0, 3, 3): (0.9, 0.0), (1, 20, 20): (0.05, 1e30), (1, 30, 4): (0.09, 1e35)}, 2, 40)
+    tags[0, 1][heatmaps[0, 1] == 0] = 1e20
+    found = instembed.group_keypoints(heatmaps, tags, max_people=2)
+    assert found.keypoints[0, 0].tolist() == [[3, 3], [30, 4]]
+    assert_same(found, reference.group_keypoints(heatmaps, tags, max_people=2))
+
+
 def test_adjust() -> None:
     heatmaps = torch.zeros(1, 1, 9, 9)
     heatmaps[0, 0, 4, 3:6] = torch.tensor([0.2, 1.0, 0.5])
@@ -319,7 +328,7 @@ def test_match_checks_its_arguments() -> None:
         with pytest.raises(ValueError, match="distances"):
             core.match_keypoints([bad], [0.5], 1.0)
     for bad in (math.nan, -1.0):
-        with pytest.raises(ValueError, match="scores"):
+        with pytest.raises(ValueError, match="scores from 0"):
             core.match_keypoints([1.0], [bad], 1.0)
 
 

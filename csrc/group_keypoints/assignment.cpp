@@ -100,25 +100,23 @@ std::vector<int64_t> match(const std::vector<double>& distances, const std::vect
   const auto people = static_cast<int64_t>(distances.size()) / candidates;
   expect(people * candidates == static_cast<int64_t>(distances.size()),
          "distances: expected candidates x people");
-  for (const double distance : distances) {
-    expect(distance >= 0 && distance <= kFar, "distances: expected numbers from 0 to 2^30");
-  }
-  for (const double score : scores) expect(score >= 0, "scores: expected numbers from 0 on");
+  const bool usable = std::all_of(distances.begin(), distances.end(),
+                                  [](double d) { return d >= 0 && d <= kFar; }) &&
+                      std::all_of(scores.begin(), scores.end(), [](double s) { return s >= 0; });
+  expect(usable, "match: expected distances from 0 to 2^30, and scores from 0 on");
 
   constexpr double kScoreUnit = 4294967296.0, kTieUnit = 16777216.0;  // 2^32, 2^24
-  const auto cost = [&](double distance, double score) {
-    const auto rounded = static_cast<int64_t>(std::nearbyint(distance));
-    const auto scored = static_cast<int64_t>(std::nearbyint(std::min(score, kFar) * kScoreUnit));
-    const double share = tag_threshold > 0 ? std::min(distance / tag_threshold, 1.0) : 0.0;
-    return ((Cost{rounded * 100} * (Cost{1} << 32) - scored) * (Cost{1} << 40)) +
-           static_cast<int64_t>(std::nearbyint(share * share * kTieUnit));
-  };
   std::vector<Cost> costs(distances.size());
   const bool in_order = candidates <= people;  // the shorter side are the rows
   for (int64_t i = 0; i < candidates; ++i) {
+    const auto score = static_cast<int64_t>(std::nearbyint(std::min(scores[i], kFar) * kScoreUnit));
     for (int64_t p = 0; p < people; ++p) {
+      const double distance = distances[i * people + p];
+      const Cost first = Cost{static_cast<int64_t>(rounded(distance)) * 100} * (Cost{1} << 32);
+      const double share = tag_threshold > 0 ? std::min(distance / tag_threshold, 1.0) : 0.0;
       costs[in_order ? i * people + p : p * candidates + i] =
-          cost(distances[i * people + p], scores[i]);
+          (first - score) * (Cost{1} << 40) +
+          static_cast<int64_t>(rounded(share * share * kTieUnit));
     }
   }
   if (in_order) return least_cost_assignment(costs, candidates, people);

@@ -61,6 +61,22 @@ void write_image(const Maps& heatmaps, int64_t b, const std::vector<Person>& peo
 }
 
 template <class A>
+void group_image(const Maps& heatmaps, const Maps& tags, int64_t b, const Options& options,
+                 const Poses& poses, int threads) {
+  const int64_t joints = heatmaps.channels(), dims = tags.channels() / joints;
+  std::vector<Candidates> candidates(joints);
+  parallel_for(joints, threads,
+               [&](int64_t k) { candidates[k] = find_candidates(heatmaps, tags, b, k, options); });
+  std::vector<Person> people = group_people(candidates.data(), joints, dims, options);
+  if (options.refine) {
+    parallel_for(joints, threads, [&](int64_t k) {
+      find_missing(heatmaps, tags, b, k, candidates[k].highest, &people);
+    });
+  }
+  write_image<A>(heatmaps, b, people, options, poses);
+}
+
+template <class A>
 void clear(const Array& array) {
   std::fill_n(array.as<A>(), array.size(), A(0));
 }
@@ -102,31 +118,20 @@ void group(const Array& heatmap_array, const Array& tag_array, const Options& op
            const Poses& poses, int threads) {
   check(heatmap_array, tag_array, options, poses);
   const Maps heatmaps{heatmap_array}, tags{tag_array};
-  const int64_t images = heatmaps.images(), joints = heatmaps.channels();
-  std::vector<Candidates> candidates(images * joints);
-  parallel_for(images * joints, threads, [&](int64_t i) {
-    candidates[i] = find_candidates(heatmaps, tags, i / joints, i % joints, options);
-  });
-  std::vector<std::vector<Person>> people(images);
-  const int64_t dims = tags.channels() / joints;
-  parallel_for(images, threads, [&](int64_t b) {
-    people[b] = group_people(candidates.data() + b * joints, joints, dims, options);
-  });
-  if (options.refine) {
-    parallel_for(images * joints, threads, [&](int64_t i) {
-      find_missing(heatmaps, tags, i / joints, i % joints, candidates[i].highest,
-                   &people[i / joints]);
-    });
-  }
   const bool exact = heatmap_array.dtype == DType::f64;
   for (const Array* array :
        {&poses.keypoints, &poses.scores, &poses.tags, &poses.keypoint_scores}) {
     exact ? clear<double>(*array) : clear<float>(*array);
   }
   clear<uint8_t>(poses.visibility);
-  parallel_for(images, threads, [&](int64_t b) {
-    exact ? write_image<double>(heatmaps, b, people[b], options, poses)
-          : write_image<float>(heatmaps, b, people[b], options, poses);
+  // Images side by side, which keeps an image's maps in a core's cache; few images one after the
+  // other, each by all threads.
+  const int64_t images = heatmaps.images();
+  const bool side_by_side = threads > 0 && (images % threads == 0 || images >= 4 * threads);
+  parallel_for(images, side_by_side ? threads : 1, [&](int64_t b) {
+    const int inner = side_by_side ? 1 : threads;
+    exact ? group_image<double>(heatmaps, tags, b, options, poses, inner)
+          : group_image<float>(heatmaps, tags, b, options, poses, inner);
   });
 }
 

@@ -34,6 +34,7 @@ struct Group {
 std::vector<Person> group_people(const Candidates* candidates, int64_t joints, int64_t dims,
                                  const Options& options) {
   std::vector<Group> groups;
+  groups.reserve(2 * candidates[options.joint_order[0]].peaks.size());
   std::vector<double> distances, scores;
   for (const int64_t k : options.joint_order) {
     const std::vector<Peak>& peaks = candidates[k].peaks;

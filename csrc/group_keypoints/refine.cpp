@@ -15,33 +15,56 @@ constexpr double kNothing = -std::numeric_limits<double>::infinity();
 constexpr int64_t kTilePixels = kTileRows * kTileColumns;
 using V = Vec<double>;
 
-// Half to even, for values from 0 to 2^30: adding 2^52 leaves a double no fraction.
-INSTEMBED_INLINE V rounded(V v) {
-  const V shift = splat(4503599627370496.0);
-  return (v + shift) - shift;
+// A tile of a heatmap and of its tags, as they are, NaN beyond the map's edges.
+struct Tile {
+  std::vector<double> heat, tags;
+
+  explicit Tile(int64_t dims) : heat(kTilePixels), tags(dims * kTilePixels) {}
+};
+
+// |tags - tag| of some pixels; NaN where a tag is not finite.
+template <bool one>
+INSTEMBED_INLINE V distances(const double* from, const double* tag, int64_t dims) {
+  if constexpr (one) {  // the root of a square, without taking either
+    const V tags = load<V>(from), difference = tags - tag[0];
+    return (difference < 0 ? -difference : difference) + (tags - tags);
+  } else {
+    V squares{};
+    for (int64_t d = 0; d < dims; ++d) {
+      const V tags = load<V>(from + d * kTilePixels), difference = tags - tag[d];
+      squares += difference * difference + (tags - tags);
+    }
+    return sqrt_lanes(squares);
+  }
 }
 
-// heat[i] - round(|tags[i] - tag|) of a tile's pixels, and the largest of them.
+// The least distance in a tile. Comparisons are such that NaN is never taken.
 template <bool one>
-INSTEMBED_INLINE double rate_body(const double* heat, const double* tags, const double* tag,
-                                  int64_t dims, double* rates) {
+INSTEMBED_INLINE double nearest_body(const Tile& tile, const double* tag, int64_t dims) {
+  V least = splat(std::numeric_limits<double>::infinity()), other = least;
+  for (int64_t i = 0; i < kTilePixels; i += 2 * kLanes<double>) {  // two chains of comparisons
+    const V here = distances<one>(tile.tags.data() + i, tag, dims);
+    const V next = distances<one>(tile.tags.data() + i + kLanes<double>, tag, dims);
+    least = here < least ? here : least;
+    other = next < other ? next : other;
+  }
+  least = other < least ? other : least;
+  double nearest = least[0];
+  for (int lane = 1; lane < kLanes<double>; ++lane) nearest = std::min(nearest, least[lane]);
+  return nearest;
+}
+
+// heat - round(|tags - tag|) of a tile's pixels, and the largest of them.
+template <bool one>
+INSTEMBED_INLINE double rate_body(const Tile& tile, const double* tag, int64_t dims,
+                                  double* rates) {
   const V far = splat(kFar);
   V most = splat(kNothing);
   for (int64_t i = 0; i < kTilePixels; i += kLanes<double>) {
-    V distance;
-    if constexpr (one) {  // the root of a square, without taking either
-      const V difference = load<V>(tags + i) - tag[0];
-      distance = difference > -difference ? difference : -difference;
-    } else {
-      V squares{};
-      for (int64_t d = 0; d < dims; ++d) {
-        const V difference = load<V>(tags + d * kTilePixels + i) - tag[d];
-        squares += difference * difference;
-      }
-      distance = sqrt_lanes(squares);
-    }
-    distance = distance < far ? distance : far;
-    const V rate = load<V>(heat + i) - rounded(distance);
+    V distance = distances<one>(tile.tags.data() + i, tag, dims);
+    distance = distance > far ? far : distance;
+    const V heat = load<V>(tile.heat.data() + i);
+    const V rate = (heat - rounded(distance)) + (heat - heat);
     store(rates + i, rate);
     most = rate > most ? rate : most;
   }
@@ -50,47 +73,14 @@ INSTEMBED_INLINE double rate_body(const double* heat, const double* tags, const 
   return best;
 }
 
-INSTEMBED_SIMD double rate(const double* heat, const double* tags, const double* tag, int64_t dims,
-                           double* rates) {
-  return dims == 1 ? rate_body<true>(heat, tags, tag, dims, rates)
-                   : rate_body<false>(heat, tags, tag, dims, rates);
+INSTEMBED_SIMD double nearest(const Tile& tile, const double* tag, int64_t dims) {
+  return dims == 1 ? nearest_body<true>(tile, tag, 1) : nearest_body<false>(tile, tag, dims);
 }
 
-// Takes pixels that are not finite, or have a tag that is not, out of the running.
-INSTEMBED_SIMD void drop_unusable(double* heat, double* tags, int64_t dims) {
-  const V nothing = splat(kNothing);
-  for (int64_t i = 0; i < kTilePixels; i += kLanes<double>) {
-    V value = load<V>(heat + i);
-    value = value - value == V{} ? value : nothing;
-    for (int64_t d = 0; d < dims; ++d) {
-      const V tag = load<V>(tags + d * kTilePixels + i);
-      value = tag - tag == V{} ? value : nothing;
-      store(tags + d * kTilePixels + i, tag - tag == V{} ? tag : V{});
-    }
-    store(heat + i, value);
-  }
+INSTEMBED_SIMD double rate(const Tile& tile, const double* tag, int64_t dims, double* rates) {
+  return dims == 1 ? rate_body<true>(tile, tag, 1, rates)
+                   : rate_body<false>(tile, tag, dims, rates);
 }
-
-// A tile of a heatmap and of its tags; -inf in the heatmap beyond the map's edges.
-struct Tile {
-  int64_t dims;
-  std::vector<double> heat, tags;
-
-  explicit Tile(int64_t dims) : dims(dims), heat(kTilePixels), tags(dims * kTilePixels) {}
-
-  void load_from(const Maps& heatmaps, const Maps& maps, int64_t b, int64_t k,
-                 const Window& window) {
-    if (window.rows < kTileRows || window.columns < kTileColumns) {
-      std::fill(heat.begin(), heat.end(), kNothing);
-      std::fill(tags.begin(), tags.end(), 0.0);
-    }
-    heatmaps.copy(b, k, window, heat.data(), kTileColumns);
-    for (int64_t d = 0; d < dims; ++d) {
-      maps.copy(b, k * dims + d, window, tags.data() + d * kTilePixels, kTileColumns);
-    }
-    drop_unusable(heat.data(), tags.data(), dims);
-  }
-};
 
 // A tile of the map, waiting.
 struct Waiting {
@@ -113,6 +103,7 @@ struct Search {
 void find_missing(const Maps& heatmaps, const Maps& tags, int64_t b, int64_t k,
                   const std::vector<double>& highest, std::vector<Person>* people) {
   std::vector<Search> searches;
+  searches.reserve(people->size());
   for (Person& person : *people) {
     if (person.joints[k].pixel < 0) searches.push_back({&person});
   }
@@ -122,11 +113,14 @@ void find_missing(const Maps& heatmaps, const Maps& tags, int64_t b, int64_t k,
   const int64_t height = heatmaps.height(), width = heatmaps.width();
   const int64_t across = (width + kTileColumns - 1) / kTileColumns;
   std::vector<Waiting> queue;
+  queue.reserve(highest.size());
   for (size_t t = 0; t < highest.size(); ++t) {
     if (highest[t] > kNothing) queue.push_back({highest[t], static_cast<int64_t>(t)});
   }
   std::make_heap(queue.begin(), queue.end());
 
+  // Rounding takes no more than a half off a distance. The rest is for rounding errors.
+  constexpr double kSlack = 0.75;
   Tile tile(dims);
   std::vector<double> rates(kTilePixels);
   double least = kNothing;  // of what people have found
@@ -136,12 +130,22 @@ void find_missing(const Maps& heatmaps, const Maps& tags, int64_t b, int64_t k,
     queue.pop_back();
     const int64_t y = next.tile / across * kTileRows, x = next.tile % across * kTileColumns;
     const Window window{y, x, std::min(kTileRows, height - y), std::min(kTileColumns, width - x)};
-    tile.load_from(heatmaps, tags, b, k, window);
+    if (window.rows < kTileRows || window.columns < kTileColumns) {
+      std::fill(tile.tags.begin(), tile.tags.end(), std::numeric_limits<double>::quiet_NaN());
+    }
+    for (int64_t d = 0; d < dims; ++d) {
+      tags.copy(b, k * dims + d, window, tile.tags.data() + d * kTilePixels, kTileColumns);
+    }
+    // Mostly the tags show that nobody's joint is here, and the heatmap stays unread.
+    bool loaded = false;
     least = std::numeric_limits<double>::infinity();
     for (Search& search : searches) {
-      if (next.highest >= search.best) {
-        const double best =
-            rate(tile.heat.data(), tile.tags.data(), search.person->tag.data(), dims, rates.data());
+      const double* tag = search.person->tag.data();
+      if (next.highest >= search.best &&
+          std::min(nearest(tile, tag, dims), kFar) - kSlack <= next.highest - search.best) {
+        if (!loaded) heatmaps.copy(b, k, window, tile.heat.data(), kTileColumns);
+        loaded = true;
+        const double best = rate(tile, tag, dims, rates.data());
         if (best >= search.best && best > kNothing) {
           const int64_t i = std::find(rates.begin(), rates.end(), best) - rates.begin();
           const int64_t pixel = (y + i / kTileColumns) * width + x + i % kTileColumns;

@@ -128,9 +128,7 @@ def group_keypoints(
 
 
 def _check_maps(name: str, value: object) -> None:
-    tensor = arguments.check_tensor(name, value)
-    if tensor.dtype not in arguments.FLOATING:
-        raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {tensor.dtype}")
+    tensor = arguments.check_floating_tensor(name, value)
     if tensor.dim() != 4:
         raise ValueError(f"{name} must be (B, channels, H, W), got shape {tuple(tensor.shape)}")
 
@@ -138,11 +136,11 @@ def _check_maps(name: str, value: object) -> None:
 def _checked_order(joint_order: object, joints: int) -> list[int]:
     if joint_order is None:
         return list(default_joint_order(joints))
-    if not isinstance(joint_order, Sequence) or isinstance(joint_order, str):
-        raise TypeError(f"joint_order must be a sequence of integers, got {type(joint_order).__name__}")
-    order = [arguments.check_integer("joint_order", k) for k in joint_order]
+    if isinstance(joint_order, range):
+        joint_order = list(joint_order)
+    order = list(arguments.check_indices("joint_order", joint_order, joints))
     if sorted(order) != list(range(joints)):
-        raise ValueError(f"joint_order must hold each of 0..{joints - 1} once, got {list(joint_order)}")
+        raise ValueError(f"joint_order must hold each of 0..{joints - 1} once, got {order}")
     return order
 
 
