@@ -140,6 +140,14 @@ def check_integer(name: str, value: object, *, at_least: int | None = None) -> i
     return value
 
 
+def check_capacity(name: str, value: object) -> int:
+    """Rows of a table. The core counts instances in 32 bits."""
+    capacity = check_integer(name, value, at_least=1)
+    if capacity >= 2**31:
+        raise ValueError(f"{name} must be below 2^31, got {capacity}")
+    return capacity
+
+
 def check_label_id(name: str, value: object) -> int | None:
     return None if value is None else check_integer(name, value)
 

@@ -23,13 +23,22 @@ def flat_pixels(values: Tensor, embeddings: Tensor) -> Tensor:
     return values.unsqueeze(0) if embeddings.dim() == 2 else values.flatten(1)
 
 
+def is_channels_last(embeddings: Tensor) -> bool:
+    if embeddings.dim() == 4:
+        return embeddings.is_contiguous(memory_format=torch.channels_last)
+    return embeddings.dim() == 5 and embeddings.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def memory_format(dims: int, channels_last: bool) -> torch.memory_format:
+    if not channels_last:
+        return torch.contiguous_format
+    return torch.channels_last if dims == 4 else torch.channels_last_3d
+
+
 def empty_gradient(embeddings: Tensor) -> Tensor:
     """An uninitialised gradient in the memory format of the embeddings where it is one of the usual two."""
-    if embeddings.dim() == 4 and embeddings.is_contiguous(memory_format=torch.channels_last):
-        return torch.empty_like(embeddings, memory_format=torch.channels_last)
-    if embeddings.dim() == 5 and embeddings.is_contiguous(memory_format=torch.channels_last_3d):
-        return torch.empty_like(embeddings, memory_format=torch.channels_last_3d)
-    return torch.empty_like(embeddings, memory_format=torch.contiguous_format)
+    form = memory_format(embeddings.dim(), is_channels_last(embeddings))
+    return torch.empty_like(embeddings, memory_format=form)
 
 
 def number_of_images(embeddings: Tensor, offsets: Tensor | None) -> int:

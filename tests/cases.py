@@ -580,6 +580,7 @@ def _group_keypoints_cases() -> list[BadInput]:
         BadInput("tags batch", ValueError, "tags", (maps, maps[:1]), shows="(1, 3, 4, 5)"),
         BadInput("tags device", ValueError, "tags", (maps, maps.to("meta")), shows="meta"),
         BadInput("no people", ValueError, "max_people", good, {"max_people": 0}, "0"),
+        BadInput("too many people", ValueError, "max_people", good, {"max_people": 2**40}, str(2**40)),
         BadInput("float people", TypeError, "max_people", good, {"max_people": 3.0}, "float"),
         BadInput("even window", ValueError, "nms", good, {"nms": 4}, "4"),
         BadInput("no window", ValueError, "nms", good, {"nms": -1}, "-1"),

@@ -241,5 +241,3 @@ def test_nonsense_is_refused(data: st.DataObject, name: str) -> None:
         getattr(instembed, name)(*positional, **options)
     except (ValueError, TypeError) as error:
         assert str(error)
-    except RuntimeError as error:  # torch's, for a capacity that no memory has
-        assert "allocate memory" in str(error) or "overflow" in str(error)

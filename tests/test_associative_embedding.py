@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import instembed
 from instembed import reference
 from instembed._native import core
+from tests.comparing import assert_close, assert_compiles
 
 # Relative to the largest value.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-7, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -77,12 +78,6 @@ def assert_matches_reference(
     assert_close(loss, expected, 1e-12 if tags.dtype == torch.float64 else 3e-7)
     assert ours.grad.dtype == tags.dtype
     assert_close(ours.grad, exact.grad, TOLERANCE[tags.dtype])
-
-
-def assert_close(value: Tensor, expected: Tensor, tolerance: float) -> None:
-    assert value.isfinite().all()
-    scale = expected.abs().max().item() if expected.numel() else 0.0
-    torch.testing.assert_close(value.double(), expected, rtol=0, atol=tolerance * scale + 1e-300)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -451,7 +446,6 @@ def test_double_backward_says_so() -> None:
 
 @pytest.mark.parametrize("gathered", [False, True])
 def test_compile_fullgraph(gathered: bool) -> None:
-    torch._dynamo.reset()
     tags, keypoints, visible = people(dimensions=2)
     if gathered:
         (tags, visible), keypoints = gather(tags, keypoints, visible), None
@@ -459,13 +453,7 @@ def test_compile_fullgraph(gathered: bool) -> None:
     def step(t: Tensor) -> Tensor:
         return instembed.associative_embedding_loss(t * 2, keypoints, visible, kind="hinge") * 3
 
-    eager, compiled = (tags.clone().requires_grad_() for _ in range(2))
-    expected = step(eager)
-    expected.backward()
-    loss = torch.compile(step, fullgraph=True, backend="aot_eager")(compiled)
-    loss.backward()
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(compiled.grad, eager.grad)
+    assert_compiles(step, tags)
 
 
 def test_compile_with_inductor_and_dynamic_shapes() -> None:

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import instembed
 from instembed import reference
+from tests.comparing import assert_close, assert_compiles
 
 # Relative to the largest value, which is how errors of sums behave.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -53,12 +54,6 @@ def assert_matches_reference(embeddings: Tensor, labels: Tensor, **options: obje
     assert_close(loss, expected, 1e-12 if embeddings.dtype == torch.float64 else 3e-6)
     assert ours.grad is not None and ours.grad.dtype == embeddings.dtype
     assert_close(ours.grad, exact.grad, TOLERANCE[embeddings.dtype])
-
-
-def assert_close(value: Tensor, expected: Tensor, tolerance: float) -> None:
-    assert value.isfinite().all()
-    scale = expected.abs().max().item() if expected.numel() else 0.0
-    torch.testing.assert_close(value.double(), expected, rtol=0, atol=tolerance * scale + 1e-300)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -350,7 +345,6 @@ def test_double_backward_says_so() -> None:
 
 @pytest.mark.parametrize("layout", ["planar", "points"])
 def test_compile_fullgraph(layout: str) -> None:
-    torch._dynamo.reset()
     offsets = None
     if layout == "planar":
         embeddings, labels = torch.randn(2, 4, 16, 18), batch_of_blocks(2, (16, 18), 3)
@@ -361,13 +355,7 @@ def test_compile_fullgraph(layout: str) -> None:
     def step(e: Tensor) -> Tensor:
         return instembed.discriminative_loss(e * 2, labels, offsets=offsets, background_push=0.5) * 3
 
-    eager, compiled = (embeddings.clone().requires_grad_() for _ in range(2))
-    expected = step(eager)
-    expected.backward()
-    loss = torch.compile(step, fullgraph=True, backend="aot_eager")(compiled)
-    loss.backward()
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(compiled.grad, eager.grad)
+    assert_compiles(step, embeddings)
 
 
 def test_compile_with_inductor_and_dynamic_shapes() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from instembed import _arguments as arguments
+from instembed import _ops
 from instembed._native import core, threads
 from instembed._pixels import accumulation_dtype
 
@@ -116,7 +117,7 @@ def group_keypoints(
         *torch.ops.instembed.group_keypoints(
             heatmaps,
             tags,
-            arguments.check_integer("max_people", max_people, at_least=1),
+            arguments.check_capacity("max_people", max_people),
             arguments.check_number("peak_threshold", peak_threshold, at_least=0),
             arguments.check_number("tag_threshold", tag_threshold, at_least=0),
             nms,
@@ -146,8 +147,7 @@ def _checked_order(joint_order: object, joints: int) -> list[int]:
 
 # The op.
 
-_library = torch.library.Library("instembed", "FRAGMENT")
-_library.define(
+_ops.define(
     "group_keypoints(Tensor heatmaps, Tensor tags, int max_people, float peak_threshold, "
     "float tag_threshold, int nms, int[] joint_order, bool adjust, bool refine) "
     "-> (Tensor keypoints, Tensor scores, Tensor person_tags, Tensor num_people, Tensor keypoint_scores, "
@@ -169,7 +169,7 @@ def _new_outputs(heatmaps: Tensor, tags: Tensor, max_people: int) -> tuple[Tenso
     )
 
 
-@torch.library.impl(_library, "group_keypoints", "CPU")
+@_ops.cpu("group_keypoints")
 def _group_keypoints_cpu(
     heatmaps: Tensor, tags: Tensor, max_people: int, *options: Any
 ) -> tuple[Tensor, ...]:
@@ -178,20 +178,9 @@ def _group_keypoints_cpu(
     return outputs
 
 
-@torch.library.register_fake("instembed::group_keypoints", lib=_library)
+@_ops.fake("group_keypoints")
 def _group_keypoints_fake(heatmaps: Tensor, tags: Tensor, max_people: int, *_: Any) -> tuple[Tensor, ...]:
     return _new_outputs(heatmaps, tags, max_people)
 
 
-def _nothing_differentiable(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.mark_non_differentiable(*output)
-    ctx.inputs = len(inputs)
-
-
-def _no_gradient(ctx: Any, *_: Tensor | None) -> tuple[None, ...]:
-    return (None,) * ctx.inputs
-
-
-torch.library.register_autograd(
-    "instembed::group_keypoints", _no_gradient, setup_context=_nothing_differentiable, lib=_library
-)
+_ops.not_differentiable("group_keypoints")

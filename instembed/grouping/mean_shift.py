@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from instembed import _arguments as arguments
+from instembed import _ops
 from instembed._native import core, threads
 from instembed._pixels import accumulation_dtype, flat_embeddings, flat_pixels, number_of_images
 
@@ -124,7 +125,7 @@ def _checked_groups(
     arguments.check_choice("seeding", seeding, ("peel", "all"))
     arguments.check_choice("leftovers", leftovers, ("noise", "nearest"))
     if max_instances is not None:
-        arguments.check_integer("max_instances", max_instances, at_least=1)
+        arguments.check_capacity("max_instances", max_instances)
     outputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = torch.ops.instembed.mean_shift(
         embeddings,
         mask,
@@ -134,7 +135,7 @@ def _checked_groups(
         arguments.check_integer("min_size", min_size, at_least=1),
         max_instances,
         leftovers,
-        arguments.check_integer("max_iter", max_iter, at_least=1),
+        arguments.check_capacity("max_iter", max_iter),
         arguments.check_number("tol", tol, at_least=0),
     )
     return outputs
@@ -143,8 +144,7 @@ def _checked_groups(
 # The op. Its fifth output is the (B,) iterations of the longest trajectory. Without max_instances the
 # capacity of centers and counts depends on the data.
 
-_library = torch.library.Library("instembed", "FRAGMENT")
-_library.define(
+_ops.define(
     "mean_shift(Tensor embeddings, Tensor? mask, Tensor? offsets, float bandwidth, str seeding, "
     "int min_size, int? max_instances, str leftovers, int max_iter, float tol) "
     "-> (Tensor labels, Tensor centers, Tensor counts, Tensor num_instances, Tensor num_iterations)"
@@ -165,7 +165,7 @@ def _new_tables(embeddings: Tensor, images: Any, capacity: Any) -> tuple[Tensor,
     return centers, counts, counts.new_empty(images), counts.new_empty(images)
 
 
-@torch.library.impl(_library, "mean_shift", "CPU")
+@_ops.cpu("mean_shift")
 def _mean_shift_cpu(
     embeddings: Tensor,
     mask: Tensor | None,
@@ -203,24 +203,13 @@ def _mean_shift_cpu(
     return labels, *tables
 
 
-@torch.library.register_fake("instembed::mean_shift", lib=_library)
+@_ops.fake("mean_shift")
 def _mean_shift_fake(
     embeddings: Tensor, mask: Tensor | None, offsets: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     max_instances = options[3]
-    capacity = torch.library.get_ctx().new_dynamic_size() if max_instances is None else max_instances
+    capacity = _ops.capacity(max_instances)
     return _new_labels(embeddings), *_new_tables(embeddings, number_of_images(embeddings, offsets), capacity)
 
 
-def _nothing_differentiable(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.mark_non_differentiable(*output)
-    ctx.inputs = len(inputs)
-
-
-def _no_gradient(ctx: Any, *_: Tensor | None) -> tuple[None, ...]:
-    return (None,) * ctx.inputs
-
-
-torch.library.register_autograd(
-    "instembed::mean_shift", _no_gradient, setup_context=_nothing_differentiable, lib=_library
-)
+_ops.not_differentiable("mean_shift")

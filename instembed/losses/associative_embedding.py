@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from instembed import _arguments as arguments
+from instembed import _ops
 from instembed._native import core, threads
 from instembed._pixels import accumulation_dtype, empty_gradient
+from instembed.losses._weighting import Reduction, weighted_loss
 
 Kind = Literal["exp", "hinge"]
-Reduction = Literal["mean", "sum", "none"]
 
 SIGMA = math.sqrt(0.5)  # 2 sigma^2 = 1
 
@@ -74,17 +75,11 @@ def associative_embedding_loss(
         TypeError, ValueError: an argument has a wrong type, dtype, shape, device or value.
     """
     terms = _checked_terms(tags, keypoints, visible, kind=kind, sigma=sigma, margin=margin)
-    arguments.check_choice("reduction", reduction, ("mean", "sum", "none"))
     weights = [
         arguments.check_number("pull_weight", pull_weight),
         arguments.check_number("push_weight", push_weight),
     ]
-    # Not a matrix product: autocast would take it in 16 bits.
-    weighted = terms * torch.tensor(weights, dtype=terms.dtype, device=terms.device)
-    if reduction == "none":
-        return weighted.sum(1)
-    total = weighted.sum()
-    return total if reduction == "sum" else total / max(terms.shape[0], 1)
+    return weighted_loss(terms, weights, reduction)
 
 
 def associative_embedding_terms(
@@ -191,12 +186,11 @@ def _checked_terms(
 # The op. Its first output is the (B, 2) terms: pull, push. The rest are what backward needs besides its
 # inputs (csrc/associative_embedding/associative_embedding.h, State).
 
-_library = torch.library.Library("instembed", "FRAGMENT")
-_library.define(
+_ops.define(
     "associative_embedding_terms(Tensor tags, Tensor? keypoints, Tensor visible, bool hinge, float sigma, "
     "float margin) -> (Tensor terms, Tensor pixels, Tensor means, Tensor pushes)"
 )
-_library.define(
+_ops.define(
     "associative_embedding_terms_backward(Tensor grad_terms, Tensor tags, Tensor pixels, Tensor means, "
     "Tensor pushes, bool gathered) -> Tensor"
 )
@@ -216,7 +210,7 @@ def _new_outputs(
     )
 
 
-@torch.library.impl(_library, "associative_embedding_terms", "CPU")
+@_ops.cpu("associative_embedding_terms")
 def _terms_cpu(
     tags: Tensor, keypoints: Tensor | None, visible: Tensor, hinge: bool, sigma: float, margin: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -227,7 +221,7 @@ def _terms_cpu(
     return outputs
 
 
-@torch.library.impl(_library, "associative_embedding_terms_backward", "CPU")
+@_ops.cpu("associative_embedding_terms_backward")
 def _terms_backward_cpu(
     grad_terms: Tensor, tags: Tensor, pixels: Tensor, means: Tensor, pushes: Tensor, gathered: bool
 ) -> Tensor:
@@ -238,14 +232,14 @@ def _terms_backward_cpu(
     return gradient
 
 
-@torch.library.register_fake("instembed::associative_embedding_terms", lib=_library)
+@_ops.fake("associative_embedding_terms")
 def _terms_fake(
     tags: Tensor, keypoints: Tensor | None, visible: Tensor, hinge: bool, sigma: float, margin: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _new_outputs(tags, keypoints, visible)
 
 
-@torch.library.register_fake("instembed::associative_embedding_terms_backward", lib=_library)
+@_ops.fake("associative_embedding_terms_backward")
 def _terms_backward_fake(
     grad_terms: Tensor, tags: Tensor, pixels: Tensor, means: Tensor, pushes: Tensor, gathered: bool
 ) -> Tensor:
@@ -270,16 +264,5 @@ def _terms_backward(ctx: Any, grad_terms: Tensor | None, *_: None) -> tuple[Tens
     return gradient, *[None] * 5
 
 
-def _no_second_derivative(ctx: Any, *_: Tensor) -> None:
-    raise NotImplementedError(
-        "instembed.associative_embedding_loss is differentiable once: its gradient has no derivative. "
-        "instembed.reference.associative_embedding_loss can be differentiated again."
-    )
-
-
-torch.library.register_autograd(
-    "instembed::associative_embedding_terms", _terms_backward, setup_context=_save_for_backward, lib=_library
-)
-torch.library.register_autograd(
-    "instembed::associative_embedding_terms_backward", _no_second_derivative, lib=_library
-)
+_ops.differentiable("associative_embedding_terms", _terms_backward, _save_for_backward)
+_ops.differentiable_once("associative_embedding_terms_backward", "associative_embedding_loss")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from instembed import _arguments as arguments
+from instembed import _ops
 from instembed._native import core, threads
 from instembed._pixels import (
     accumulation_dtype,
@@ -16,9 +17,9 @@ from instembed._pixels import (
     flat_pixels,
     number_of_images,
 )
+from instembed.losses._weighting import Reduction, weighted_loss
 
 Variance = Literal["instance", "pixel"]
-Reduction = Literal["mean", "sum", "none"]
 
 
 class DiscriminativeTerms(NamedTuple):
@@ -93,19 +94,13 @@ def discriminative_loss(
         variance=variance,
         background_push=arguments.check_number("background_push", background_push, at_least=0) > 0,
     )
-    arguments.check_choice("reduction", reduction, ("mean", "sum", "none"))
     weights = [
         arguments.check_number("alpha", alpha),
         arguments.check_number("beta", beta),
         arguments.check_number("gamma", gamma),
         float(background_push),
     ]
-    # Not a matrix product: autocast would take it in 16 bits.
-    losses = (terms * torch.tensor(weights, dtype=terms.dtype, device=terms.device)).sum(1)
-    if reduction == "none":
-        return losses
-    total = losses.sum()
-    return total if reduction == "sum" else total / max(losses.shape[0], 1)
+    return weighted_loss(terms, weights, reduction)
 
 
 def discriminative_terms(
@@ -228,12 +223,11 @@ _OPTIONS = (
     "float delta_var, float delta_dist, int norm, int? background, int? ignore_index, bool pooled_variance, "
     "bool background_push"
 )
-_library = torch.library.Library("instembed", "FRAGMENT")
-_library.define(
+_ops.define(
     f"discriminative_terms(Tensor embeddings, Tensor labels, Tensor? offsets, {_OPTIONS}, "
     "bool differentiable) -> (Tensor terms, Tensor first, Tensor counts, Tensor vectors, Tensor runs)"
 )
-_library.define(
+_ops.define(
     f"discriminative_terms_backward(Tensor grad_terms, Tensor embeddings, Tensor labels, Tensor? offsets, "
     f"{_OPTIONS}, Tensor first, Tensor counts, Tensor vectors, Tensor runs) -> Tensor"
 )
@@ -292,7 +286,7 @@ def _native_options(
     )
 
 
-@torch.library.impl(_library, "discriminative_terms", "CPU")
+@_ops.cpu("discriminative_terms")
 def _terms_cpu(
     embeddings: Tensor, labels: Tensor, offsets: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -308,7 +302,7 @@ def _terms_cpu(
     return outputs
 
 
-@torch.library.impl(_library, "discriminative_terms_backward", "CPU")
+@_ops.cpu("discriminative_terms_backward")
 def _terms_backward_cpu(
     grad_terms: Tensor, embeddings: Tensor, labels: Tensor, offsets: Tensor | None, *options: Any
 ) -> Tensor:
@@ -326,14 +320,14 @@ def _terms_backward_cpu(
     return gradient
 
 
-@torch.library.register_fake("instembed::discriminative_terms", lib=_library)
+@_ops.fake("discriminative_terms")
 def _terms_fake(
     embeddings: Tensor, labels: Tensor, offsets: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return _new_outputs(embeddings, offsets, differentiable=options[-1])
 
 
-@torch.library.register_fake("instembed::discriminative_terms_backward", lib=_library)
+@_ops.fake("discriminative_terms_backward")
 def _terms_backward_fake(grad_terms: Tensor, embeddings: Tensor, *others: Any) -> Tensor:
     return empty_gradient(embeddings)
 
@@ -357,16 +351,5 @@ def _terms_backward(ctx: Any, grad_terms: Tensor | None, *_: None) -> tuple[Tens
     return gradient, *[None] * (3 + len(ctx.options))
 
 
-def _no_second_derivative(ctx: Any, *_: Tensor) -> None:
-    raise NotImplementedError(
-        "instembed.discriminative_loss is differentiable once: its gradient has no derivative. "
-        "instembed.reference.discriminative_loss can be differentiated again."
-    )
-
-
-torch.library.register_autograd(
-    "instembed::discriminative_terms", _terms_backward, setup_context=_save_for_backward, lib=_library
-)
-torch.library.register_autograd(
-    "instembed::discriminative_terms_backward", _no_second_derivative, lib=_library
-)
+_ops.differentiable("discriminative_terms", _terms_backward, _save_for_backward)
+_ops.differentiable_once("discriminative_terms_backward", "discriminative_loss")

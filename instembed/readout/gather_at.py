@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from instembed import _arguments as arguments
+from instembed import _ops
 from instembed._native import core, threads
 from instembed._pixels import empty_gradient
 
@@ -59,9 +60,8 @@ def gather_at(
 # The op. With groups > 1, the last dimension of *P has as many points as there are groups of channels, and
 # each reads the channels of its own: (B, *P, C / groups).
 
-_library = torch.library.Library("instembed", "FRAGMENT")
-_library.define("gather_at(Tensor features, Tensor points, Tensor? valid, bool linear, int groups) -> Tensor")
-_library.define(
+_ops.define("gather_at(Tensor features, Tensor points, Tensor? valid, bool linear, int groups) -> Tensor")
+_ops.define(
     "gather_at_backward(Tensor grad_values, Tensor features, Tensor points, Tensor? valid, bool linear, "
     "int groups, bool wants_features, bool wants_points) -> (Tensor, Tensor)"
 )
@@ -90,7 +90,7 @@ def _channels_by_group(features: Tensor, groups: int) -> Tensor:
     return features.detach().unflatten(1, (groups, features.shape[1] // groups))
 
 
-@torch.library.impl(_library, "gather_at", "CPU")
+@_ops.cpu("gather_at")
 def _gather_at_cpu(
     features: Tensor, points: Tensor, valid: Tensor | None, linear: bool, groups: int
 ) -> Tensor:
@@ -114,7 +114,7 @@ def _new_gradients(
     )
 
 
-@torch.library.impl(_library, "gather_at_backward", "CPU")
+@_ops.cpu("gather_at_backward")
 def _gather_at_backward_cpu(
     grad_values: Tensor,
     features: Tensor,
@@ -137,14 +137,14 @@ def _gather_at_backward_cpu(
     return gradients
 
 
-@torch.library.register_fake("instembed::gather_at", lib=_library)
+@_ops.fake("gather_at")
 def _gather_at_fake(
     features: Tensor, points: Tensor, valid: Tensor | None, linear: bool, groups: int
 ) -> Tensor:
     return _new_values(features, points, groups)
 
 
-@torch.library.register_fake("instembed::gather_at_backward", lib=_library)
+@_ops.fake("gather_at_backward")
 def _gather_at_backward_fake(
     grad_values: Tensor, features: Tensor, points: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor]:
@@ -170,14 +170,5 @@ def _gather_at_backward(ctx: Any, grad_values: Tensor | None) -> tuple[Tensor | 
     return features_grad, points_grad, None, None, None
 
 
-def _no_second_derivative(ctx: Any, *_: Tensor) -> None:
-    raise NotImplementedError(
-        "instembed.gather_at is differentiable once: its gradient has no derivative. "
-        "instembed.reference.gather_at can be differentiated again."
-    )
-
-
-torch.library.register_autograd(
-    "instembed::gather_at", _gather_at_backward, setup_context=_save_for_backward, lib=_library
-)
-torch.library.register_autograd("instembed::gather_at_backward", _no_second_derivative, lib=_library)
+_ops.differentiable("gather_at", _gather_at_backward, _save_for_backward)
+_ops.differentiable_once("gather_at_backward", "gather_at")

@@ -9,8 +9,16 @@ import torch
 from torch import Tensor
 
 from instembed import _arguments as arguments
+from instembed import _ops
 from instembed._native import core, threads
-from instembed._pixels import accumulation_dtype, flat_embeddings, flat_pixels, number_of_images
+from instembed._pixels import (
+    accumulation_dtype,
+    flat_embeddings,
+    flat_pixels,
+    is_channels_last,
+    memory_format,
+    number_of_images,
+)
 
 Reduce = Literal["mean", "sum", "max"]
 
@@ -114,7 +122,7 @@ def instance_pool(
     offsets = arguments.check_offsets(offsets, features, of="features")
     arguments.check_choice("reduce", reduce, ("mean", "sum", "max"))
     if max_instances is not None:
-        arguments.check_integer("max_instances", max_instances, at_least=1)
+        arguments.check_capacity("max_instances", max_instances)
     arguments.check_bool("return_ids", return_ids)
     outputs = torch.ops.instembed.instance_pool(
         features,
@@ -132,13 +140,12 @@ def instance_pool(
 # over all points, -1 in rows of no instance; else it is empty. Without max_instances the capacity M of its
 # outputs depends on the data. The backward op needs of the features only their shape, type and format.
 
-_library = torch.library.Library("instembed", "FRAGMENT")
-_library.define(
+_ops.define(
     "instance_pool(Tensor features, Tensor labels, Tensor? offsets, str reduce, int? max_instances, "
     "int? background, int? ignore_index) "
     "-> (Tensor pooled, Tensor valid, Tensor ids, Tensor counts, Tensor argmax)"
 )
-_library.define(
+_ops.define(
     "instance_pool_backward(Tensor grad, Tensor argmax, Tensor labels, Tensor? offsets, str reduce, "
     "int? background, int? ignore_index, SymInt[] shape, ScalarType dtype, bool channels_last) -> Tensor"
 )
@@ -167,7 +174,7 @@ def _instances(
     )
 
 
-@torch.library.impl(_library, "instance_pool", "CPU")
+@_ops.cpu("instance_pool")
 def _pool_cpu(
     features: Tensor,
     labels: Tensor,
@@ -195,22 +202,19 @@ def _pool_cpu(
     return outputs
 
 
-@torch.library.register_fake("instembed::instance_pool", lib=_library)
+@_ops.fake("instance_pool")
 def _pool_fake(
     features: Tensor, labels: Tensor, offsets: Tensor | None, reduce: str, max_instances: int | None, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    capacity = torch.library.get_ctx().new_dynamic_size() if max_instances is None else max_instances
-    return _new_outputs(features, offsets, reduce, capacity)
+    return _new_outputs(features, offsets, reduce, _ops.capacity(max_instances))
 
 
 def _new_gradient(grad: Tensor, shape: Sequence[int], dtype: torch.dtype, channels_last: bool) -> Tensor:
-    if not channels_last:
-        return grad.new_empty(shape, dtype=dtype)
-    memory_format = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
-    return torch.empty(shape, dtype=dtype, device=grad.device, memory_format=memory_format)
+    form = memory_format(len(shape), channels_last)
+    return torch.empty(shape, dtype=dtype, device=grad.device, memory_format=form)
 
 
-@torch.library.impl(_library, "instance_pool_backward", "CPU")
+@_ops.cpu("instance_pool_backward")
 def _backward_cpu(
     grad: Tensor,
     argmax: Tensor,
@@ -233,15 +237,9 @@ def _backward_cpu(
     return gradient
 
 
-@torch.library.register_fake("instembed::instance_pool_backward", lib=_library)
+@_ops.fake("instance_pool_backward")
 def _backward_fake(grad: Tensor, *options: Any) -> Tensor:
     return _new_gradient(grad, *options[-3:])
-
-
-def _is_channels_last(features: Tensor) -> bool:
-    if features.dim() == 4:
-        return features.is_contiguous(memory_format=torch.channels_last)
-    return features.dim() == 5 and features.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -251,7 +249,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     ctx.save_for_backward(output[4], labels, offsets)
     ctx.options = (
         (reduce, background, ignore_index),
-        (features.shape, features.dtype, _is_channels_last(features)),
+        (features.shape, features.dtype, is_channels_last(features)),
     )
 
 
@@ -287,12 +285,5 @@ def _double_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return taken.to(ctx.dtype), *[None] * 9
 
 
-torch.library.register_autograd(
-    "instembed::instance_pool", _backward, setup_context=_save_for_backward, lib=_library
-)
-torch.library.register_autograd(
-    "instembed::instance_pool_backward",
-    _double_backward,
-    setup_context=_save_for_double_backward,
-    lib=_library,
-)
+_ops.differentiable("instance_pool", _backward, _save_for_backward)
+_ops.differentiable("instance_pool_backward", _double_backward, _save_for_double_backward)

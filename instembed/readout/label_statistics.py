@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from instembed import _arguments as arguments
+from instembed import _ops
 from instembed._native import core, threads
 
 
@@ -68,7 +69,7 @@ def label_statistics(
             f"got shape {tuple(labels.shape)}; a single image is labels[None]"
         )
     if max_instances is not None:
-        arguments.check_integer("max_instances", max_instances, at_least=1)
+        arguments.check_capacity("max_instances", max_instances)
     return LabelStatistics(
         *torch.ops.instembed.label_statistics(
             labels,
@@ -81,8 +82,7 @@ def label_statistics(
 
 # The op. Without max_instances the capacity of its outputs depends on the data.
 
-_library = torch.library.Library("instembed", "FRAGMENT")
-_library.define(
+_ops.define(
     "label_statistics(Tensor labels, int? background, int? ignore_index, int? max_instances) "
     "-> (Tensor ids, Tensor boxes, Tensor areas, Tensor centroids, Tensor num_instances)"
 )
@@ -96,7 +96,7 @@ def _new_outputs(labels: Tensor, capacity: Any) -> tuple[Tensor, Tensor, Tensor,
     return ids, boxes, torch.empty_like(ids), centroids, ids.new_empty(images)
 
 
-@torch.library.impl(_library, "label_statistics", "CPU")
+@_ops.cpu("label_statistics")
 def _label_statistics_cpu(
     labels: Tensor, background: int | None, ignore_index: int | None, max_instances: int | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -110,9 +110,9 @@ def _label_statistics_cpu(
     return outputs
 
 
-@torch.library.register_fake("instembed::label_statistics", lib=_library)
+@_ops.fake("label_statistics")
 def _label_statistics_fake(
     labels: Tensor, background: int | None, ignore_index: int | None, max_instances: int | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    capacity = torch.library.get_ctx().new_dynamic_size() if max_instances is None else max_instances
+    capacity = _ops.capacity(max_instances)
     return _new_outputs(labels, capacity)

@@ -1,0 +1,23 @@
+"""From the terms of each image to a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from instembed import _arguments as arguments
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+def weighted_loss(terms: Tensor, weights: Sequence[float], reduction: Reduction) -> Tensor:
+    """(B, T) terms and T weights to (B,), or its sum or mean: 0 for an empty batch."""
+    arguments.check_choice("reduction", reduction, ("mean", "sum", "none"))
+    # Not a matrix product: autocast would take it in 16 bits.
+    losses = (terms * torch.tensor(weights, dtype=terms.dtype, device=terms.device)).sum(1)
+    if reduction == "none":
+        return losses
+    return losses.sum() / (max(losses.shape[0], 1) if reduction == "mean" else 1)

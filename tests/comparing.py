@@ -1,0 +1,27 @@
+"""Comparisons that several tests make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def assert_close(value: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Relative to the largest value expected."""
+    assert value.isfinite().all()
+    scale = expected.abs().max().item() if expected.numel() else 0.0
+    torch.testing.assert_close(value.double(), expected, rtol=0, atol=tolerance * scale + 1e-300)
+
+
+def assert_compiles(step: Callable[[Tensor], Tensor], argument: Tensor) -> None:
+    """A step of a training compiles without a graph break, to the same value and gradient."""
+    torch._dynamo.reset()
+    eager, compiled = (argument.detach().clone().requires_grad_() for _ in range(2))
+    expected = step(eager)
+    expected.backward()
+    result = torch.compile(step, fullgraph=True, backend="aot_eager")(compiled)
+    result.backward()
+    torch.testing.assert_close(result, expected)
+    torch.testing.assert_close(compiled.grad, eager.grad)
