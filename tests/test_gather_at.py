@@ -13,6 +13,7 @@ from torch import Tensor
 import instembed
 from instembed import reference
 from instembed._native import core
+from tests.comparing import assert_close
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 MODES = ["nearest", "bilinear"]
@@ -50,12 +51,6 @@ def assert_matches_reference(
         assert gradients[1] is None
     else:
         assert_close(gradients[1], exact_gradients[1], 1e-6)
-
-
-def assert_close(value: Tensor, expected: Tensor, tolerance: float) -> None:
-    assert value.isfinite().all()
-    scale = expected.abs().max().item() if expected.numel() else 0.0
-    torch.testing.assert_close(value.double(), expected, rtol=0, atol=tolerance * scale + 1e-300)
 
 
 @pytest.mark.parametrize("mode", MODES)

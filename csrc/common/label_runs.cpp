@@ -143,6 +143,17 @@ void TileCode::unpack(int n, int32_t* slots) const {
   }
 }
 
+bool TileCode::any_instance() const {
+  bool any = false;
+  for_each_run([&](int, int, int32_t slot) { any = any || slot >= 0; });
+  return any;
+}
+
+void TileCode::unpack_rows(int n, int32_t none, int32_t* rows) const {
+  unpack(n, rows);
+  for (int i = 0; i < n; ++i) rows[i] = rows[i] < 0 ? none : rows[i];
+}
+
 LabelRuns::LabelRuns(const Array& labels, const Batch& batch, const TileGrid& grid,
                      const LabelRules& rules, int threads, const Room& room)
     : counts(batch.images), ids(batch.images), tiles_(grid.tiles()), tile_(grid.tile) {

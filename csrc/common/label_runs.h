@@ -61,8 +61,14 @@ struct TileCode {
     }
   }
 
+  // Whether a tile of runs has a pixel of an instance.
+  bool any_instance() const;
+
   // slots[i] of the tile's first n pixels, for a dense tile.
   void unpack(int n, int32_t* slots) const;
+
+  // The same as rows of a table, `none` for pixels of no instance.
+  void unpack_rows(int n, int32_t none, int32_t* rows) const;
 };
 
 // The code of every tile of a batch in one block: offsets of the tiles, then their words.

@@ -506,18 +506,6 @@ struct Scratch {
         spare(2 * channels) {}
 };
 
-bool any_instance(const TileCode& code) {
-  bool any = false;
-  code.for_each_run([&](int, int, int32_t slot) { any = any || slot >= 0; });
-  return any;
-}
-
-// Slots of a dense tile's pixels; pixels of no instance get the tables' last row.
-void table_rows(const TileCode& code, int pixels, int32_t instances, int32_t* slots) {
-  code.unpack(pixels, slots);
-  for (int i = 0; i < pixels; ++i) slots[i] = slots[i] < 0 ? instances : slots[i];
-}
-
 // f(start, length) for each stretch of background in a tile.
 template <class F>
 void for_each_background(const TileCode& code, int pixels, F&& f) {
@@ -675,9 +663,9 @@ class ForwardPass {
             const int pixels = tile_size(band.image, t);
             if (!code.is_runs()) {
               pixel_tile(image, from, pixels, scratch.pixels.data());
-              table_rows(code, pixels, tables.instances, scratch.slots.data());
+              code.unpack_rows(pixels, tables.instances, scratch.slots.data());
               sum_pixels(scratch.pixels.data(), scratch.slots.data(), pixels, tables, sums);
-            } else if (any_instance(code)) {
+            } else if (code.any_instance()) {
               const auto tile =
                   planar_tile(image, from, pixels, scratch.planar.data(), scratch.stride);
               sum_runs(tile, code, tables, sums, scratch.spare.data());
@@ -726,10 +714,10 @@ class ForwardPass {
         const int pixels = tile_size(b, t);
         if (!code.is_runs()) {
           pixel_tile(image, from, pixels, scratch.pixels.data());
-          table_rows(code, pixels, tables.instances, scratch.slots.data());
+          code.unpack_rows(pixels, tables.instances, scratch.slots.data());
           spread_pixels(options_.norm, scratch.pixels.data(), scratch.slots.data(), pixels, delta,
                         tables, spread, scratch.difference.data());
-        } else if (any_instance(code)) {
+        } else if (code.any_instance()) {
           const auto tile = planar_tile(image, from, pixels, scratch.planar.data(), scratch.stride);
           spread_runs(options_.norm, tile, code, delta, tables, spread, scratch.spare.data());
         }
@@ -935,7 +923,7 @@ void backward_pass(const Array& embeddings, const Batch& batch, const TileGrid& 
       };
       if (!code.is_runs()) {
         pixel_tile(image, from, pixels, scratch.pixels.data());
-        table_rows(code, pixels, tables.instances, scratch.slots.data());
+        code.unpack_rows(pixels, tables.instances, scratch.slots.data());
         gradient_pixels(options.norm, scratch.pixels.data(), scratch.slots.data(), pixels, delta,
                         tables, gradient, scratch.pixels_out.data(), scratch.difference.data());
         push_into(scratch.pixels_out.data(), 1, padded);

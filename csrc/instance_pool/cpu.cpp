@@ -393,15 +393,8 @@ Image<T> image_of(const Task& task, const Array& array, const Batch& batch) {
 const int32_t* dense_slots(const TileCode& code, int n, int32_t none, std::vector<int32_t>* room) {
   if (code.is_runs()) return nullptr;
   room->resize(kTile);
-  code.unpack(n, room->data());
-  for (int i = 0; i < n; ++i) (*room)[i] = (*room)[i] < 0 ? none : (*room)[i];
+  code.unpack_rows(n, none, room->data());
   return room->data();
-}
-
-bool any_member(const TileCode& code) {
-  bool any = false;
-  code.for_each_run([&](int, int, int32_t slot) { any = any || slot >= 0; });
-  return any;
 }
 
 // f(code, slots, first pixel, pixels) for each tile of a task.
@@ -446,7 +439,7 @@ void gather(const Image<const T>& image, const Task& task, const TileGrid& grid,
                   if (slots) {
                     pixel_tile(image, from, n, scratch.data());
                     table->rows(scratch.data(), kWidth, kWidth, code, slots, n, from);
-                  } else if (any_member(code)) {
+                  } else if (code.any_instance()) {
                     table->lines(planar_tile(image, from, n, scratch.data()),
                                  static_cast<int>(task.channels), code, from);
                   }
