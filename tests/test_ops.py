@@ -51,8 +51,8 @@ def test_op_has_kernels(op: str) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_op_has_cases(op: str) -> None:
-    assert cases.OPCHECK.get(op), f"tests/cases.py: OPCHECK has no arguments for {op}"
-    assert cases.BAD_INPUT.get(public_name(op)), f"tests/cases.py: BAD_INPUT has none for {public_name(op)}"
+    assert cases.OPCHECK.get(op), f"tests/cases: OPCHECK has no arguments for {op}"
+    assert cases.BAD_INPUT.get(public_name(op)), f"tests/cases: BAD_INPUT has none for {public_name(op)}"
 
 
 @pytest.mark.parametrize("op", OPS)
