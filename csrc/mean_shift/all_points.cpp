@@ -140,8 +140,7 @@ class AllPoints {
         if (i == 0 || !straddling_.empty()) {
           ball_.move_to(center_.data());
           moments_ = common_;
-          add_members(set, front_.balls, front_.ids.data(), 0, front_.balls.count, ball_, scan,
-                      &moments_);
+          add_members(set, front_, ball_, scan, &looked_into_, &moments_);
           for (int d = 0; d < p_.dims_; ++d) {
             mean_[d] = moments_.sum[d] / static_cast<double>(moments_.count);
           }
@@ -185,7 +184,7 @@ class AllPoints {
     Moments common_, moments_;
     std::vector<S> squared_;
     std::vector<double> center_, mean_;
-    std::vector<int32_t> straddling_;
+    std::vector<int32_t> straddling_, looked_into_;
     Front<S> front_;
   };
 
@@ -246,7 +245,7 @@ class AllPoints {
     for (int64_t k = 1; k < n; ++k) {
       spread2 = std::max(spread2, squared_distance(mean(states[k]), 1, origin, dims_));
     }
-    std::vector<int32_t> found;
+    std::vector<int32_t> found, straddling;
     Front<S> front;
     ball.move_to(origin);
     if (ball.finite && std::isfinite(spread2)) {
@@ -265,8 +264,7 @@ class AllPoints {
       moments.clear();
       ball.move_to(mean(states[k]));
       if (ball.finite) {
-        add_members(set_, front.balls, front.ids.data(), 0, front.balls.count, ball, scan,
-                    &moments);
+        add_members(set_, front, ball, scan, &straddling, &moments);
       }
       for (int d = 0; d < dims_ && moments.count > 0; ++d) {
         moved[d] = moments.sum[d] / static_cast<double>(moments.count);

@@ -75,13 +75,24 @@ struct Found {
   std::vector<int64_t> stray_classes;
   std::vector<S> stray_rows;  // their points, copied while they are in the cache
 
-  size_t add(const Block<S>& block, int64_t label_class, int dims) {
+  __attribute__((noinline)) size_t add(const Block<S>& block, int64_t label_class, int dims) {
     blocks.push_back(block);
     classes.push_back(label_class);
     centers.resize(blocks.size() * dims);
     radius.resize(blocks.size());
     sums.resize(blocks.size() * dims);
     return blocks.size() - 1;
+  }
+
+  // Kept out of the loop over all pixels, where it is rare.
+  __attribute__((noinline)) void add_stray(const Block<S>& block, int64_t label_class, int dims) {
+    stray.push_back(block);
+    stray_classes.push_back(label_class);
+    stray_rows.resize(stray_rows.size() + block.size * dims);
+    S* to = stray_rows.data() + stray_rows.size() - block.size * dims;
+    for (int32_t i = 0; i < block.size; ++i) {
+      for (int d = 0; d < dims; ++d) *to++ = block.x[d * block.stride + i];
+    }
   }
 };
 
@@ -192,11 +203,7 @@ INSTEMBED_INLINE void find_blocks(const S* x, int64_t stride, const int64_t* cla
       const int64_t* own = pixels ? pixels + i : nullptr;
       const Block<S> block{x + i, stride, own ? own[0] : first + i, own, size};
       if (size <= kStray) {
-        found->stray.push_back(block);
-        found->stray_classes.push_back(c);
-        for (int k = 0; k < size; ++k) {
-          for (int d = 0; d < dims; ++d) found->stray_rows.push_back(x[d * stride + i + k]);
-        }
+        found->add_stray(block, c, dims);
       } else {
         const size_t k = found->add(block, c, dims);
         summarize(block, dims, &found->centers[k * dims], &found->radius[k],
@@ -452,41 +459,46 @@ void settle_stray(std::vector<Found<S>>* parts, int dims, double bandwidth, doub
     std::vector<int64_t> pixels;
   };
   std::map<int64_t, Stray> by_class;
-  // Neighbours are mostly of one class: look it up when it changes.
+  // f(part, first, last, points before, points, stray) for the stretches of one class.
   auto for_each = [&](auto&& f) {
-    Stray* current = nullptr;
-    int64_t current_class = 0;
     for (Found<S>& part : *parts) {
-      for (size_t k = 0; k < part.stray.size(); ++k) {
-        if (current == nullptr || part.stray_classes[k] != current_class) {
-          current_class = part.stray_classes[k];
-          current = &by_class[current_class];
+      int64_t before = 0;
+      for (size_t k = 0, last = 0; k < part.stray.size(); k = last) {
+        int64_t points = 0;
+        while (last < part.stray.size() && part.stray_classes[last] == part.stray_classes[k]) {
+          points += part.stray[last++].size;
         }
-        f(part, k, *current);
+        f(part, k, last, before, points, by_class[part.stray_classes[k]]);
+        before += points;
       }
     }
   };
-  for_each(
-      [](const Found<S>& part, size_t k, Stray& stray) { stray.points += part.stray[k].size; });
-  const Found<S>* reading = nullptr;
-  const S* row = nullptr;
-  for_each([&](Found<S>& part, size_t k, Stray& stray) {
-    if (reading != &part) {
-      reading = &part;
-      row = part.stray_rows.data();
-    }
-    const Block<S>& block = part.stray[k];
-    const S* const end = row + block.size * dims;
-    if (stray.points >= kManyStray) {
-      stray.rows.insert(stray.rows.end(), row, end);
-      for (int32_t i = 0; i < block.size; ++i) stray.pixels.push_back(block.pixel(i));
-    } else {
-      const size_t index = part.add(block, part.stray_classes[k], dims);
-      summarize_block(block, dims, &part.centers[index * dims], &part.radius[index],
-                      &part.sums[index * dims]);
-    }
-    row = end;
+  for_each([](const Found<S>&, size_t, size_t, int64_t, int64_t points, Stray& stray) {
+    stray.points += points;
   });
+  for (auto& [label_class, stray] : by_class) {
+    if (stray.points < kManyStray) continue;
+    stray.rows.reserve(stray.points * dims);
+    stray.pixels.reserve(stray.points);
+  }
+  for_each(
+      [&](Found<S>& part, size_t first, size_t last, int64_t before, int64_t points, Stray& stray) {
+        if (stray.points >= kManyStray) {
+          const S* rows = part.stray_rows.data() + before * dims;
+          stray.rows.insert(stray.rows.end(), rows, rows + points * dims);
+          for (size_t k = first; k < last; ++k) {
+            const Block<S>& block = part.stray[k];
+            for (int32_t i = 0; i < block.size; ++i) stray.pixels.push_back(block.pixel(i));
+          }
+          return;
+        }
+        for (size_t k = first; k < last; ++k) {
+          const Block<S>& block = part.stray[k];
+          const size_t index = part.add(block, part.stray_classes[k], dims);
+          summarize_block(block, dims, &part.centers[index * dims], &part.radius[index],
+                          &part.sums[index * dims]);
+        }
+      });
   for (const auto& [label_class, stray] : by_class) {
     if (stray.pixels.empty()) continue;
     const Rows<S> rows{stray.rows.data(), dims, dims};

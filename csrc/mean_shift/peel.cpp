@@ -2,10 +2,12 @@
 // bandwidth; repeat.
 //
 // A trajectory moves little after its first step, so it looks only at the blocks near its start and
-// collects anew when it has moved too far for them. What is owned leaves the scans.
+// collects anew when it has moved too far for them. Collecting passes over most blocks by groups.
+// What is owned leaves the scans.
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <queue>
 #include <utility>
 
@@ -18,14 +20,19 @@ namespace instembed::mean_shift {
 namespace {
 
 // Sums are combined by chunks of so many blocks: part of the definition of the result's last bits.
-constexpr int64_t kScanChunk = 512;
+constexpr int64_t kScanChunk = 16;
 
 // Below so many numbers to read, threads cost more than they save: a barrier is dear where cores
 // are busy.
-constexpr int64_t kParallelWork = 1 << 20;
+constexpr int64_t kParallelWork = 1 << 17;
 
 // How far, in bandwidths, a trajectory may move from where its blocks were collected.
 constexpr double kSlack = 0.5;
+
+// Groups of blocks: those within so many bandwidths of the group's first one, or, once there are so
+// many groups, the ones that have it nearest.
+constexpr double kGroupReach = 1.0;
+constexpr int64_t kMaxGroups = 128;
 
 template <class S>
 class Peeler {
@@ -39,23 +46,13 @@ class Peeler {
         total_(set->dims),
         parts_() {
     first_alive_.resize(set_.size());
-    all_.ids.resize(set_.size());
-    for (int64_t b = 0; b < set_.size(); ++b) {
-      first_alive_[b] = set_.blocks[b].first;
-      all_.ids[b] = static_cast<int32_t>(b);
-    }
-    // The blocks' own centres serve until enough are gone to make a smaller copy worth it; the
-    // labels need the originals later, hence a copy from the start.
-    std::vector<int32_t> entries(all_.ids);
-    make_front<S>(set_.balls, nullptr, set_.dims, entries, &all_);
-    entry_of_.resize(set_.size());
-    for (int64_t b = 0; b < set_.size(); ++b) entry_of_[b] = static_cast<int32_t>(b);
     in_order_.resize(set_.size());
     for (int64_t b = 0; b < set_.size(); ++b) {
+      first_alive_[b] = set_.blocks[b].first;
       in_order_[b] = {first_alive_[b], static_cast<int32_t>(b)};
     }
     std::sort(in_order_.begin(), in_order_.end());
-    remaining_ = set_.size();
+    make_groups();
   }
 
   Clusters run() {
@@ -76,13 +73,16 @@ class Peeler {
       }
       clusters_.counts.push_back(claimed);
       clusters_.centers.insert(clusters_.centers.end(), ball_.center.begin(), ball_.center.end());
-      if (2 * remaining_ < all_.balls.count) shrink();
     }
     return std::move(clusters_);
   }
 
  private:
   using Entry = std::pair<int64_t, int32_t>;  // first unowned pixel, block
+  struct Group {
+    int32_t begin = 0, end = 0;  // in all_
+    int32_t alive = 0;           // blocks with a point that nobody owns
+  };
 
   bool current(const Entry& entry) const {
     return own_.alive[entry.second] != 0 && first_alive_[entry.second] == entry.first;
@@ -123,6 +123,7 @@ class Peeler {
       }
       clusters_.iterations = std::max(clusters_.iterations, step + 1);
       ball_.move_to(mean.data());
+      travelled_ += std::sqrt(moved);
       if (distance_from_origin() > kSlack * options_.bandwidth) collect();
       if (std::sqrt(moved) <= options_.tol * options_.bandwidth) break;
     }
@@ -143,22 +144,17 @@ class Peeler {
     found_.clear();
     if (ball_.finite) {
       const double slack = kSlack * options_.bandwidth * (1 + 1e-3);
-      const int64_t chunks = (all_.balls.count + kScanChunk * 8 - 1) / (kScanChunk * 8);
-      const bool parallel = all_.balls.count * set_.dims >= kParallelWork;
-      found_parts_.resize(chunks);
-      parallel_for(chunks, parallel ? threads_ : 1, [&](int64_t chunk) {
-        found_parts_[chunk].clear();
-        find_near(all_.balls, chunk * kScanChunk * 8,
-                  std::min(all_.balls.count, (chunk + 1) * kScanChunk * 8), ball_, slack,
-                  &found_parts_[chunk]);
-      });
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        found_.insert(found_.end(), found_parts_[chunk].begin(), found_parts_[chunk].end());
+      near_groups_.clear();
+      find_near(group_balls_, 0, group_balls_.count, ball_, slack, &near_groups_);
+      for (const int32_t g : near_groups_) {
+        if (2 * groups_[g].alive <= groups_[g].end - groups_[g].begin) compact(&groups_[g]);
+        find_near(all_.balls, groups_[g].begin, groups_[g].end, ball_, slack, &found_);
       }
     }
     make_front<S>(all_.balls, all_.ids.data(), set_.dims, found_, &near_);
-    near_points_ = 0;
-    for (const int32_t b : near_.ids) near_points_ += own_.alive[b];
+    clear_.assign(near_.ids.size(), 0.0);
+    travelled_ = 0;
+    straddling_.resize(near_.ids.size());
   }
 
   void scan() {
@@ -166,14 +162,18 @@ class Peeler {
     if (!ball_.finite) return;
     Scan scan;
     scan.ownership = &own_;
-    const int64_t n = near_.balls.count;
+    scan.clear = clear_.data();
+    scan.travelled = travelled_;
+    const int64_t n = add_whole(set_, near_, ball_, scan, &total_, straddling_.data());
+    int64_t points = 0;
+    for (int64_t k = 0; k < n; ++k) points += set_.blocks[near_.ids[straddling_[k]]].size;
     const int64_t chunks = (n + kScanChunk - 1) / kScanChunk;
-    const bool parallel = chunks > 1 && near_points_ * set_.dims >= kParallelWork;
     while (static_cast<int64_t>(parts_.size()) < chunks) parts_.emplace_back(set_.dims);
-    parallel_for(chunks, parallel ? threads_ : 1, [&](int64_t chunk) {
+    parallel_for(chunks, points * set_.dims >= kParallelWork ? threads_ : 1, [&](int64_t chunk) {
       parts_[chunk].clear();
-      add_members(set_, near_.balls, near_.ids.data(), chunk * kScanChunk,
-                  std::min(n, (chunk + 1) * kScanChunk), ball_, scan, &parts_[chunk]);
+      const int64_t begin = chunk * kScanChunk;
+      add_straddling(set_, near_, straddling_.data() + begin, std::min(n - begin, kScanChunk),
+                     ball_, scan, &parts_[chunk]);
     });
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       for (int d = 0; d < set_.dims; ++d) total_.sum[d] += parts_[chunk].sum[d];
@@ -207,7 +207,7 @@ class Peeler {
       if (inside == set_.blocks[b].size) {
         own_.owner[b] = owner;
         own_.alive[b] = 0;
-        retire(b);
+        --groups_[group_of_[b]].alive;
       } else {
         own_part(b, mask, owner);
       }
@@ -238,7 +238,10 @@ class Peeler {
       if (first < 0) first = i;
     }
     own_.alive[b] = alive;
-    if (alive == 0) return retire(b);
+    if (alive == 0) {
+      --groups_[group_of_[b]].alive;
+      return;
+    }
     if (first_alive_[b] != block.pixel(first)) {
       first_alive_[b] = block.pixel(first);
       shared_.push({first_alive_[b], static_cast<int32_t>(b)});
@@ -250,22 +253,58 @@ class Peeler {
     add_points(block, set_.dims, rest, sum);
   }
 
-  // Moves a block out of every scan's reach.
-  void retire(int64_t b) {
-    all_.balls.centers[entry_of_[b]] = std::numeric_limits<S>::infinity();
-    --remaining_;
+  // Sorts the blocks into groups with a ball around each.
+  void make_groups() {
+    const int dims = set_.dims;
+    const int64_t n = set_.size();
+    const S reach = static_cast<S>(kGroupReach * options_.bandwidth);
+    const auto grow = static_cast<S>(1 + 2 * distance_error<S>(dims));
+    constexpr S kEverywhere = std::numeric_limits<S>::infinity();
+    Balls<S>& balls = group_balls_;
+    balls.allocate(std::min(n, kMaxGroups), dims);
+    balls.count = 0;
+    std::vector<S> center(dims), squared(balls.row);
+    group_of_.resize(n);
+    for (int64_t b = 0; b < n; ++b) {
+      for (int d = 0; d < dims; ++d) center[d] = set_.balls.centers[d * set_.balls.row + b];
+      auto g = static_cast<int32_t>(nearest_ball(balls, dims, center.data(), squared.data()));
+      if (balls.count < balls.row && (g < 0 || !(squared[g] <= reach * reach))) {
+        g = static_cast<int32_t>(balls.count++);
+        for (int d = 0; d < dims; ++d) balls.centers[d * balls.row + g] = center[d];
+        balls.radius[g] = squared[g] = 0;
+        groups_.push_back({});
+      }
+      const S radius = (std::sqrt(squared[g]) + set_.balls.radius[b]) * grow;
+      // Between centres that overflowed there is no distance.
+      balls.radius[g] = std::isnan(radius) ? kEverywhere : std::max(balls.radius[g], radius);
+      group_of_[b] = g;
+      ++groups_[g].alive;
+    }
+    int32_t entries = 0;
+    for (Group& group : groups_) {
+      group.begin = group.end = entries;
+      entries += group.alive;
+    }
+    std::vector<int32_t> by_group(n);
+    for (int64_t b = 0; b < n; ++b) {
+      by_group[groups_[group_of_[b]].end++] = static_cast<int32_t>(b);
+    }
+    make_front<S>(set_.balls, nullptr, dims, by_group, &all_);
   }
 
-  void shrink() {
-    std::vector<int32_t> entries;
-    entries.reserve(remaining_);
-    for (int64_t i = 0; i < all_.balls.count; ++i) {
-      if (own_.alive[all_.ids[i]] != 0) entries.push_back(static_cast<int32_t>(i));
+  // Closes the gaps that owned blocks leave in a group.
+  void compact(Group* group) {
+    int32_t to = group->begin;
+    for (int32_t from = to; from < group->end; ++from) {
+      if (own_.alive[all_.ids[from]] == 0) continue;
+      for (int d = 0; d < set_.dims; ++d) {
+        S* row = all_.balls.centers.get() + d * all_.balls.row;
+        row[to] = row[from];
+      }
+      all_.balls.radius[to] = all_.balls.radius[from];
+      all_.ids[to++] = all_.ids[from];
     }
-    Front<S> rest;
-    make_front<S>(all_.balls, all_.ids.data(), set_.dims, entries, &rest);
-    all_ = std::move(rest);
-    for (int64_t i = 0; i < all_.balls.count; ++i) entry_of_[all_.ids[i]] = static_cast<int32_t>(i);
+    group->end = to;
   }
 
   BlockSet<S>& set_;
@@ -277,17 +316,20 @@ class Peeler {
   std::vector<Moments> parts_;
   Clusters clusters_;
   std::vector<int64_t> first_alive_;  // pixel, by block
-  Front<S> all_, near_;
-  std::vector<int32_t> entry_of_;  // of a block in all_
+  Front<S> all_, near_;               // all_ by groups
+  Balls<S> group_balls_;
+  std::vector<Group> groups_;
+  std::vector<int32_t> group_of_;  // by block
+  std::vector<int32_t> near_groups_;
   std::vector<int32_t> found_;
-  std::vector<std::vector<int32_t>> found_parts_;
   std::vector<double> origin_;
   std::vector<S> squared_;
-  int64_t near_points_ = 0;
+  std::vector<double> clear_;        // of near_, see Scan
+  double travelled_ = 0;             // by the ball since near_ was collected
+  std::vector<int32_t> straddling_;  // entries of near_
   std::vector<Entry> in_order_;
   size_t cursor_ = 0;
   std::priority_queue<Entry, std::vector<Entry>, std::greater<Entry>> shared_;
-  int64_t remaining_ = 0;
 };
 
 }  // namespace

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <limits>
 
 #include "common/simd.h"
 
@@ -49,10 +51,23 @@ template Ownership::Ownership(const BlockSet<double>&);
 
 namespace {
 
+// out[i] = squared distance of point i from c, for `lanes` points from i on.
+template <int lanes, class S>
+INSTEMBED_INLINE void distances_at(const S* x, int64_t row, int64_t i, int dims, const S* c,
+                                   S* out) {
+  using V = vector_t<S, lanes>;
+  V a{};
+  for (int d = 0; d < dims; ++d) {
+    const V v = load<V>(x + d * row + i) - c[d];
+    a += v * v;
+  }
+  store(out + i, a);
+}
+
 template <class S>
 INSTEMBED_INLINE void distances(const S* x, int64_t row, int64_t n, int dims, const S* c, S* out) {
   using V = Vec<S>;
-  constexpr int64_t L = kLanes<S>;
+  constexpr int L = kLanes<S>;
   int64_t i = 0;
   for (; i + 4 * L <= n; i += 4 * L) {
     V a0{}, a1{}, a2{}, a3{};
@@ -70,22 +85,20 @@ INSTEMBED_INLINE void distances(const S* x, int64_t row, int64_t n, int dims, co
     store(out + i + 2 * L, a2);
     store(out + i + 3 * L, a3);
   }
-  for (; i + L <= n; i += L) {
-    V a{};
-    for (int d = 0; d < dims; ++d) {
-      const V v = load<V>(x + d * row + i) - c[d];
-      a += v * v;
-    }
-    store(out + i, a);
+  for (; i + L <= n; i += L) distances_at<L>(x, row, i, dims, c, out);
+  // Blocks are small: what is left goes by vectors too, the last of which may take some points
+  // again.
+  if (i == n) return;
+  if (n >= L) return distances_at<L>(x, row, n - L, dims, c, out);
+  if (n >= L / 2) {
+    distances_at<L / 2>(x, row, 0, dims, c, out);
+    return distances_at<L / 2>(x, row, n - L / 2, dims, c, out);
   }
-  for (; i < n; ++i) {
-    S a = 0;
-    for (int d = 0; d < dims; ++d) {
-      const S v = x[d * row + i] - c[d];
-      a += v * v;
-    }
-    out[i] = a;
+  if (n >= L / 4) {
+    distances_at<L / 4>(x, row, 0, dims, c, out);
+    return distances_at<L / 4>(x, row, n - L / 4, dims, c, out);
   }
+  for (; i < n; ++i) distances_at<1>(x, row, i, dims, c, out);
 }
 
 template <class S>
@@ -106,18 +119,47 @@ INSTEMBED_INLINE void exact_distances_of(const Block<S>& block, int dims, const 
   for (; i < block.size; ++i) out[i] = squared_distance(block.x + i, block.stride, c, dims);
 }
 
+// The least of n numbers that are not negative, NaNs aside: in order of their bits.
+template <class S>
+INSTEMBED_INLINE S least_of(const S* values, int64_t n) {
+  mask_t<S> least = std::numeric_limits<mask_t<S>>::max();
+  for (int64_t i = 0; i < n; ++i) {
+    mask_t<S> bits;
+    std::memcpy(&bits, values + i, sizeof(S));
+    least = bits < least ? bits : least;
+  }
+  S value;
+  std::memcpy(&value, &least, sizeof(S));
+  return value;
+}
+
+template <class S>
+INSTEMBED_INLINE int64_t nearest_of(const Balls<S>& balls, int dims, const S* c, S* squared) {
+  distances(balls.centers.get(), balls.row, balls.count, dims, c, squared);
+  if (balls.count == 0) return -1;
+  const S least = least_of(squared, balls.count);
+  const S* const nearest = std::find(squared, squared + balls.count, least);
+  return nearest == squared + balls.count ? 0 : nearest - squared;
+}
+
+// `least` gets a lower bound on the distance of the points where none is a member.
 template <class S>
 INSTEMBED_INLINE int members(const Block<S>& block, const int32_t* owners, const Ball<S>& ball,
-                             mask_t<S>* mask) {
+                             mask_t<S>* mask, S* least = nullptr) {
   S squared[kMaxBlock];
   const int n = block.size;
   const int dims = ball.dims();
   distances(block.x, block.stride, n, dims, ball.rounded.data(), squared);
+  const int padded = (n + kLanes<S> - 1) / kLanes<S> * kLanes<S>;  // loops over whole vectors
+  std::fill(squared + n, squared + padded, std::numeric_limits<S>::quiet_NaN());
   mask_t<S> possible = 0;
-  for (int i = 0; i < n; ++i) possible -= squared[i] <= ball.outer2 ? -1 : 0;
-  if (possible == 0) return 0;
+  for (int i = 0; i < padded; ++i) possible -= squared[i] <= ball.outer2 ? -1 : 0;
+  if (possible == 0) {
+    if (least) *least = std::sqrt(least_of(squared, padded));
+    return 0;
+  }
   int inside = 0;
-  for (int i = 0; i < n; ++i) {
+  for (int i = 0; i < padded; ++i) {
     mask[i] = squared[i] <= ball.inner2 ? -1 : 0;
     inside -= static_cast<int>(mask[i]);
   }
@@ -164,12 +206,16 @@ INSTEMBED_INLINE void add_masked(const Block<S>& block, int dims, const mask_t<S
 
 template <class S>
 INSTEMBED_INLINE void add_block(const BlockSet<S>& set, int64_t b, const Ball<S>& ball,
-                                const Scan& scan, Moments* to) {
+                                const Scan& scan, double* clear, Moments* to) {
   const Block<S>& block = set.blocks[b];
   mask_t<S> mask[kMaxBlock];
   const int32_t* owners = scan.ownership ? scan.ownership->of_points(b) : nullptr;
-  const int inside = members(block, owners, ball, mask);
-  if (inside == 0) return;
+  S least = 0;
+  const int inside = members(block, owners, ball, mask, clear ? &least : nullptr);
+  if (inside == 0) {
+    if (clear) *clear = scan.travelled + ball.gap(least);
+    return;
+  }
   to->count += inside;
   if (8 * inside < block.size) {
     for (int i = 0; i < block.size; ++i) {
@@ -198,40 +244,47 @@ INSTEMBED_INLINE void prefetch(const Block<S>& block, int dims) {
 constexpr int64_t kStrip = 256;
 
 template <class S>
-INSTEMBED_INLINE void add_range(const BlockSet<S>& set, const Balls<S>& balls, const int32_t* ids,
-                                int64_t begin, int64_t end, const Ball<S>& ball, const Scan& scan,
-                                Moments* to) {
+INSTEMBED_INLINE int64_t whole_blocks(const BlockSet<S>& set, const Front<S>& front,
+                                      const Ball<S>& ball, const Scan& scan, Moments* to,
+                                      int32_t* straddling) {
+  const Balls<S>& balls = front.balls;
   S squared[kStrip];
-  int32_t straddling[kStrip];
-  const int dims = set.dims;
-  for (int64_t from = begin; from < end; from += kStrip) {
-    const int64_t n = std::min(kStrip, end - from);
-    int count = 0;
-    distances(balls.centers.get() + from, balls.row, n, dims, ball.rounded.data(), squared);
+  int64_t count = 0;
+  for (int64_t from = 0; from < balls.count; from += kStrip) {
+    const int64_t n = std::min(kStrip, balls.count - from);
+    distances(balls.centers.get() + from, balls.row, n, set.dims, ball.rounded.data(), squared);
     for (int64_t i = 0; i < n; ++i) {
       const S radius = balls.radius[from + i];
       const S far = (ball.outer + radius) * ball.grow;
       if (squared[i] > far * far) continue;
-      const int64_t b = ids ? ids[from + i] : from + i;
+      const int64_t b = front.ids[from + i];
       const int64_t alive = scan.ownership ? scan.ownership->alive[b] : set.blocks[b].size;
       if (alive == 0) continue;
       const S near = ball.inner - radius;
       if (near >= 0 && squared[i] <= near * near) {
-        const double* sum = set.sums.get() + b * dims;
-        for (int d = 0; d < dims; ++d) to->sum[d] += sum[d];
+        const double* sum = set.sums.get() + b * set.dims;
+        for (int d = 0; d < set.dims; ++d) to->sum[d] += sum[d];
         to->count += alive;
         if (scan.keys) to->key += scan.block_keys[b];
-      } else {
-        straddling[count++] = static_cast<int32_t>(b);
+      } else if (scan.clear == nullptr || scan.clear[from + i] <= scan.travelled) {
+        straddling[count++] = static_cast<int32_t>(from + i);
       }
     }
-    // Points in an image lie in as many places as they have channels: fetch them while the last
-    // block is tested.
-    for (int k = 0; k < count; ++k) {
-      if (k == 0) prefetch(set.blocks[straddling[0]], dims);
-      if (k + 1 < count) prefetch(set.blocks[straddling[k + 1]], dims);
-      add_block(set, straddling[k], ball, scan, to);
-    }
+  }
+  return count;
+}
+
+// Points in an image lie in as many places as they have channels: fetch them while the last block
+// is tested.
+template <class S>
+INSTEMBED_INLINE void straddling_blocks(const BlockSet<S>& set, const Front<S>& front,
+                                        const int32_t* entries, int64_t n, const Ball<S>& ball,
+                                        const Scan& scan, Moments* to) {
+  for (int64_t k = 0; k < n; ++k) {
+    if (k == 0) prefetch(set.blocks[front.ids[entries[0]]], set.dims);
+    if (k + 1 < n) prefetch(set.blocks[front.ids[entries[k + 1]]], set.dims);
+    add_block(set, front.ids[entries[k]], ball, scan,
+              scan.clear ? scan.clear + entries[k] : nullptr, to);
   }
 }
 
@@ -272,6 +325,14 @@ INSTEMBED_SIMD void squared_distances(const double* x, int64_t row, int64_t n, i
                                       const double* c, double* out) {
   distances(x, row, n, dims, c, out);
 }
+INSTEMBED_SIMD int64_t nearest_ball(const Balls<float>& balls, int dims, const float* c,
+                                    float* squared) {
+  return nearest_of(balls, dims, c, squared);
+}
+INSTEMBED_SIMD int64_t nearest_ball(const Balls<double>& balls, int dims, const double* c,
+                                    double* squared) {
+  return nearest_of(balls, dims, c, squared);
+}
 INSTEMBED_SIMD void exact_distances(const Block<float>& block, int dims, const double* c,
                                     double* out) {
   exact_distances_of(block, dims, c, out);
@@ -296,15 +357,25 @@ INSTEMBED_SIMD void add_points(const Block<double>& block, int dims, const int64
                                double* sum) {
   add_masked(block, dims, mask, sum);
 }
-INSTEMBED_SIMD void add_members(const BlockSet<float>& set, const Balls<float>& balls,
-                                const int32_t* ids, int64_t begin, int64_t end,
-                                const Ball<float>& ball, const Scan& scan, Moments* to) {
-  add_range(set, balls, ids, begin, end, ball, scan, to);
+INSTEMBED_SIMD int64_t add_whole(const BlockSet<float>& set, const Front<float>& front,
+                                 const Ball<float>& ball, const Scan& scan, Moments* to,
+                                 int32_t* straddling) {
+  return whole_blocks(set, front, ball, scan, to, straddling);
 }
-INSTEMBED_SIMD void add_members(const BlockSet<double>& set, const Balls<double>& balls,
-                                const int32_t* ids, int64_t begin, int64_t end,
-                                const Ball<double>& ball, const Scan& scan, Moments* to) {
-  add_range(set, balls, ids, begin, end, ball, scan, to);
+INSTEMBED_SIMD int64_t add_whole(const BlockSet<double>& set, const Front<double>& front,
+                                 const Ball<double>& ball, const Scan& scan, Moments* to,
+                                 int32_t* straddling) {
+  return whole_blocks(set, front, ball, scan, to, straddling);
+}
+INSTEMBED_SIMD void add_straddling(const BlockSet<float>& set, const Front<float>& front,
+                                   const int32_t* entries, int64_t n, const Ball<float>& ball,
+                                   const Scan& scan, Moments* to) {
+  straddling_blocks(set, front, entries, n, ball, scan, to);
+}
+INSTEMBED_SIMD void add_straddling(const BlockSet<double>& set, const Front<double>& front,
+                                   const int32_t* entries, int64_t n, const Ball<double>& ball,
+                                   const Scan& scan, Moments* to) {
+  straddling_blocks(set, front, entries, n, ball, scan, to);
 }
 INSTEMBED_SIMD void find_near(const Balls<float>& balls, int64_t begin, int64_t end,
                               const Ball<float>& ball, double slack, std::vector<int32_t>* found) {
@@ -334,6 +405,19 @@ void make_front(const Balls<S>& balls, const int32_t* ids, int dims,
     for (int64_t i = 0; i < n; ++i) to[i] = from[entries[i]];
   }
 }
+
+template <class S>
+void add_members(const BlockSet<S>& set, const Front<S>& front, const Ball<S>& ball,
+                 const Scan& scan, std::vector<int32_t>* straddling, Moments* to) {
+  straddling->resize(front.ids.size());
+  const int64_t n = add_whole(set, front, ball, scan, to, straddling->data());
+  add_straddling(set, front, straddling->data(), n, ball, scan, to);
+}
+
+template void add_members(const BlockSet<float>&, const Front<float>&, const Ball<float>&,
+                          const Scan&, std::vector<int32_t>*, Moments*);
+template void add_members(const BlockSet<double>&, const Front<double>&, const Ball<double>&,
+                          const Scan&, std::vector<int32_t>*, Moments*);
 
 template void make_front(const Balls<float>&, const int32_t*, int, const std::vector<int32_t>&,
                          Front<float>*);

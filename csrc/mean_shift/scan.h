@@ -23,6 +23,11 @@ struct Ball {
   Ball(int dims, double h) : center(dims), rounded(dims), bandwidth(h), bandwidth2(h * h) {}
   int dims() const { return static_cast<int>(center.size()); }
   void move_to(const double* c);
+  // How far the ball can go before it reaches a point that now is `distance` away, computed in S.
+  double gap(S distance) const {
+    const double beyond = static_cast<double>(distance) - static_cast<double>(outer);
+    return beyond / static_cast<double>(grow) - 1e-9 * bandwidth;
+  }
 };
 
 // The members of a ball: their number, their sum, and a 64-bit sum of one random key a member, by
@@ -67,7 +72,12 @@ void squared_distances(const float* x, int64_t row, int64_t n, int dims, const f
 void squared_distances(const double* x, int64_t row, int64_t n, int dims, const double* c,
                        double* out);
 
-// The same for the points of a block, in double whatever S.
+// The ball whose centre is nearest to c, the first of equals, or -1 where there is none. `squared`
+// gets all squared distances.
+int64_t nearest_ball(const Balls<float>& balls, int dims, const float* c, float* squared);
+int64_t nearest_ball(const Balls<double>& balls, int dims, const double* c, double* squared);
+
+// Squared distances of the points of a block, in double whatever S.
 void exact_distances(const Block<float>& block, int dims, const double* c, double* out);
 void exact_distances(const Block<double>& block, int dims, const double* c, double* out);
 
@@ -84,18 +94,32 @@ void add_points(const Block<double>& block, int dims, const int64_t* mask, doubl
 template <class S>
 using mask_t = std::conditional_t<sizeof(S) == 4, int32_t, int64_t>;
 
-// Adds the members among entries [begin, end) of a front. `ids` is null where entry i is block i.
 struct Scan {
+  // For balls that move: entry i holds no member before the ball has travelled clear[i] in all.
+  double* clear = nullptr;
+  double travelled = 0;
   bool keys = false;
   const Ownership* ownership = nullptr;
   const uint64_t* block_keys = nullptr;
 };
-void add_members(const BlockSet<float>& set, const Balls<float>& balls, const int32_t* ids,
-                 int64_t begin, int64_t end, const Ball<float>& ball, const Scan& scan,
-                 Moments* to);
-void add_members(const BlockSet<double>& set, const Balls<double>& balls, const int32_t* ids,
-                 int64_t begin, int64_t end, const Ball<double>& ball, const Scan& scan,
-                 Moments* to);
+
+// Adds the blocks of a front that lie wholly in the ball, and writes the entries that must be
+// looked into to `straddling`, which has room for all. Returns how many.
+int64_t add_whole(const BlockSet<float>& set, const Front<float>& front, const Ball<float>& ball,
+                  const Scan& scan, Moments* to, int32_t* straddling);
+int64_t add_whole(const BlockSet<double>& set, const Front<double>& front, const Ball<double>& ball,
+                  const Scan& scan, Moments* to, int32_t* straddling);
+
+// Adds the members in n such entries.
+void add_straddling(const BlockSet<float>& set, const Front<float>& front, const int32_t* entries,
+                    int64_t n, const Ball<float>& ball, const Scan& scan, Moments* to);
+void add_straddling(const BlockSet<double>& set, const Front<double>& front, const int32_t* entries,
+                    int64_t n, const Ball<double>& ball, const Scan& scan, Moments* to);
+
+// Both. `straddling` is the caller's room.
+template <class S>
+void add_members(const BlockSet<S>& set, const Front<S>& front, const Ball<S>& ball,
+                 const Scan& scan, std::vector<int32_t>* straddling, Moments* to);
 
 // Appends the entries in [begin, end) whose balls come within `slack` of the ball.
 void find_near(const Balls<float>& balls, int64_t begin, int64_t end, const Ball<float>& ball,

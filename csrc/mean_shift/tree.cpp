@@ -8,6 +8,8 @@
 #include "common/parallel.h"
 #include "common/simd.h"
 
+#pragma GCC diagnostic ignored "-Wpsabi"
+
 namespace instembed::mean_shift {
 
 namespace {
@@ -34,23 +36,56 @@ struct Tree {
   }
 };
 
+// Rows of the sample are padded with zeros to whole vectors.
+constexpr int64_t kRowLanes = kLanes<double>;
+int64_t padded_row(int dims) { return (dims + kRowLanes - 1) / kRowLanes * kRowLanes; }
+
+// Mean and variance of each channel of n rows, about the first: against cancellation far from zero.
+template <class S>
+INSTEMBED_INLINE void moments_of(const S* data, int64_t row, const int64_t* index, int64_t n,
+                                 double* mean, double* variance) {
+  using V = Vec<double>;
+  using Narrow = vector_t<S, kRowLanes>;
+  for (int64_t d = 0; d < row; d += kRowLanes) {
+    const V origin = __builtin_convertvector(load<Narrow>(data + index[0] * row + d), V);
+    V sum{}, square{};
+    for (int64_t i = 0; i < n; ++i) {
+      const V v = __builtin_convertvector(load<Narrow>(data + index[i] * row + d), V) - origin;
+      sum += v;
+      square += v * v;
+    }
+    sum /= static_cast<double>(n);
+    store(variance + d, square / static_cast<double>(n) - sum * sum);
+    store(mean + d, sum + origin);
+  }
+}
+
+INSTEMBED_SIMD void moments(const float* data, int64_t row, const int64_t* index, int64_t n,
+                            double* mean, double* variance) {
+  moments_of(data, row, index, n, mean, variance);
+}
+INSTEMBED_SIMD void moments(const double* data, int64_t row, const int64_t* index, int64_t n,
+                            double* mean, double* variance) {
+  moments_of(data, row, index, n, mean, variance);
+}
+
 template <class S>
 class Grower {
  public:
   Grower(const Rows<S>& rows, const std::vector<int64_t>& ids, double bandwidth, int64_t leaf)
-      : dims_(rows.dims), tight_(bandwidth / 3) {
+      : dims_(rows.dims), row_(padded_row(rows.dims)), tight_(bandwidth / 3) {
     const auto n = static_cast<int64_t>(ids.size());
     const int64_t sample = std::min(n, std::max<int64_t>(2048, std::min(kSample, 4 * n / leaf)));
     leaf_ = std::max<int64_t>(2, leaf * sample / n);
-    data_.resize(sample * dims_);
+    data_.resize(sample * row_);
     for (int64_t i = 0; i < sample; ++i) {
       const S* row = rows.data + ids[n * i / sample] * rows.stride;
-      std::copy(row, row + dims_, data_.begin() + i * dims_);
+      std::copy(row, row + dims_, data_.begin() + i * row_);
     }
     index_.resize(sample);
     std::iota(index_.begin(), index_.end(), 0);
-    mean_.resize(dims_);
-    square_.resize(dims_);
+    mean_.resize(row_);
+    square_.resize(row_);
     tree_.add();
     grow(0, 0, sample, 0);
   }
@@ -60,43 +95,23 @@ class Grower {
  private:
   void make_leaf(int32_t node) { tree_.leaf[node] = tree_.leaves++; }
 
-  void moments(int64_t begin, int64_t end) {
-    std::fill(mean_.begin(), mean_.end(), 0.0);
-    std::fill(square_.begin(), square_.end(), 0.0);
-    const S* origin = &data_[index_[begin] * dims_];  // against cancellation far from zero
-    for (int64_t i = begin; i < end; ++i) {
-      const S* row = &data_[index_[i] * dims_];
-      for (int d = 0; d < dims_; ++d) {
-        const double v = static_cast<double>(row[d]) - static_cast<double>(origin[d]);
-        mean_[d] += v;
-        square_[d] += v * v;
-      }
-    }
-    const auto n = static_cast<double>(end - begin);
-    for (int d = 0; d < dims_; ++d) {
-      mean_[d] /= n;
-      square_[d] = square_[d] / n - mean_[d] * mean_[d];
-      mean_[d] += static_cast<double>(origin[d]);
-    }
-  }
-
   // Splits at the mean of the channel that varies most: between clusters rather than through them.
   void grow(int32_t node, int64_t begin, int64_t end, int depth) {
     tree_.depth = std::max(tree_.depth, depth);
     if (end - begin < 2) return make_leaf(node);
-    moments(begin, end);
+    moments(data_.data(), row_, index_.data() + begin, end - begin, mean_.data(), square_.data());
     double variance = 0;
     for (int d = 0; d < dims_; ++d) variance += square_[d];
     const bool tight = variance <= tight_ * tight_;
     if (tight || end - begin <= leaf_ || depth == kMaxDepth || !std::isfinite(variance)) {
       return make_leaf(node);
     }
-    const auto channel =
-        static_cast<int32_t>(std::max_element(square_.begin(), square_.end()) - square_.begin());
+    const auto channel = static_cast<int32_t>(
+        std::max_element(square_.begin(), square_.begin() + dims_) - square_.begin());
     const auto threshold = static_cast<S>(mean_[channel]);
     const auto middle =
         std::partition(index_.begin() + begin, index_.begin() + end,
-                       [&](int64_t i) { return !(data_[i * dims_ + channel] > threshold); }) -
+                       [&](int64_t i) { return !(data_[i * row_ + channel] > threshold); }) -
         index_.begin();
     if (middle == begin || middle == end) return make_leaf(node);
     const int32_t low = tree_.add();
@@ -109,6 +124,7 @@ class Grower {
   }
 
   int dims_;
+  int64_t row_;  // from one point of data_ to the next
   double tight_;
   int64_t leaf_;
   std::vector<S> data_;
