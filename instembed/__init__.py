@@ -9,10 +9,14 @@ from instembed.losses import (
     AssociativeEmbeddingTerms,
     DiscriminativeLoss,
     DiscriminativeTerms,
+    SeedinessHead,
     associative_embedding_loss,
     associative_embedding_terms,
     discriminative_loss,
     discriminative_terms,
+    seed_mask_iou,
+    seediness_loss,
+    seediness_weight,
 )
 from instembed.readout import (
     InstanceFeatures,
@@ -38,6 +42,7 @@ __all__ = [
     "LabelStatistics",
     "MeanShift",
     "Poses",
+    "SeedinessHead",
     "associative_embedding_loss",
     "associative_embedding_terms",
     "coco_results",
@@ -52,6 +57,9 @@ __all__ = [
     "mean_shift",
     "read_location_maps",
     "reference",
+    "seed_mask_iou",
+    "seediness_loss",
+    "seediness_weight",
 ]
 
 

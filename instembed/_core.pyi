@@ -173,3 +173,14 @@ def gather_at_backward(
     linear: bool,
     threads: int,
 ) -> None: ...
+def seed_mask_iou(
+    embeddings: Array,
+    labels: Array,
+    seeds: Array,
+    squared_radii: list[float],
+    iou: Array,
+    *,
+    background: int | None,
+    ignore_index: int | None,
+    threads: int,
+) -> None: ...
