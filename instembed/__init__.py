@@ -3,7 +3,16 @@
 __version__ = "0.1.0"
 
 from instembed import reference
-from instembed.grouping import Grouping, Poses, group_keypoints, mean_shift
+from instembed.grouping import (
+    Grouping,
+    Poses,
+    SeededGrouping,
+    Seeds,
+    group_keypoints,
+    grow_seeds,
+    mean_shift,
+    select_seeds,
+)
 from instembed.losses import (
     AssociativeEmbeddingLoss,
     AssociativeEmbeddingTerms,
@@ -42,7 +51,9 @@ __all__ = [
     "LabelStatistics",
     "MeanShift",
     "Poses",
+    "SeededGrouping",
     "SeedinessHead",
+    "Seeds",
     "associative_embedding_loss",
     "associative_embedding_terms",
     "coco_results",
@@ -51,6 +62,7 @@ __all__ = [
     "discriminative_terms",
     "gather_at",
     "group_keypoints",
+    "grow_seeds",
     "instance_pool",
     "label_statistics",
     "location_read_points",
@@ -60,6 +72,7 @@ __all__ = [
     "seed_mask_iou",
     "seediness_loss",
     "seediness_weight",
+    "select_seeds",
 ]
 
 

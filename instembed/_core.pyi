@@ -184,3 +184,29 @@ def seed_mask_iou(
     ignore_index: int | None,
     threads: int,
 ) -> None: ...
+def select_seeds(
+    embeddings: Array,
+    seediness: Array,
+    mask: Array | None,
+    indices: Array,
+    scores: Array,
+    *,
+    diversity: float,
+    min_seediness: float,
+    threads: int,
+) -> None: ...
+def grow_seeds(
+    embeddings: Array,
+    mask: Array | None,
+    seeds: Array,
+    scores: Array,
+    squared_radii: Array,
+    labels: Array,
+    order: Array,
+    counts: Array,
+    num_instances: Array,
+    *,
+    min_size: int,
+    overlap: float,
+    threads: int,
+) -> None: ...

@@ -23,6 +23,13 @@ def flat_pixels(values: Tensor, embeddings: Tensor) -> Tensor:
     return values.unsqueeze(0) if embeddings.dim() == 2 else values.flatten(1)
 
 
+def at_pixels(values: Tensor, pixels: Tensor) -> Tensor:
+    """(B, *, N) values at (B, S) pixels -> (B, *, S). Pixels of -1 give those of pixel 0, if there is one."""
+    index = pixels.clamp(min=0).view(len(pixels), *[1] * (values.dim() - 2), -1)
+    index = index.expand(*values.shape[:-1], -1)
+    return values.gather(-1, index) if values.shape[-1] else values.new_zeros(index.shape)
+
+
 def is_channels_last(embeddings: Tensor) -> bool:
     if embeddings.dim() == 4:
         return embeddings.is_contiguous(memory_format=torch.channels_last)

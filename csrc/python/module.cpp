@@ -281,6 +281,34 @@ void bind_seeds(py::module_& module) {
       py::arg("embeddings"), py::arg("labels"), py::arg("seeds"), py::arg("squared_radii"),
       py::arg("iou"), py::kw_only(), py::arg("background"), py::arg("ignore_index"),
       py::arg("threads"));
+
+  module.def(
+      "select_seeds",
+      [](const Array& embeddings, const Array& seediness, const OptionalArray& mask,
+         const Array& indices, const Array& scores, double diversity, double min_seediness,
+         int threads) {
+        const py::gil_scoped_release release;
+        seeds::select(embeddings, seediness, pointer(mask), {diversity, min_seediness}, indices,
+                      scores, threads);
+      },
+      py::arg("embeddings"), py::arg("seediness"), py::arg("mask"), py::arg("indices"),
+      py::arg("scores"), py::kw_only(), py::arg("diversity"), py::arg("min_seediness"),
+      py::arg("threads"));
+
+  module.def(
+      "grow_seeds",
+      [](const Array& embeddings, const OptionalArray& mask, const Array& seeds,
+         const Array& scores, const Array& squared_radii, const Array& labels, const Array& order,
+         const Array& counts, const Array& num_instances, int64_t min_size, double overlap,
+         int threads) {
+        const py::gil_scoped_release release;
+        seeds::grow(embeddings, pointer(mask), seeds, scores, squared_radii, {min_size, overlap},
+                    labels, order, counts, num_instances, threads);
+      },
+      py::arg("embeddings"), py::arg("mask"), py::arg("seeds"), py::arg("scores"),
+      py::arg("squared_radii"), py::arg("labels"), py::arg("order"), py::arg("counts"),
+      py::arg("num_instances"), py::kw_only(), py::arg("min_size"), py::arg("overlap"),
+      py::arg("threads"));
 }
 
 }  // namespace

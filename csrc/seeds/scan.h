@@ -285,6 +285,8 @@ inline int scan_tile(int64_t channels) {
   return tile;
 }
 
+constexpr int64_t kRowsAhead = 2;
+
 // A copy of pixels [from, from + n), even where they lie planar already: whole images have rows a
 // power of two apart, and then a pixel's channels push each other out of the cache.
 template <class A, class T>
@@ -293,6 +295,9 @@ INSTEMBED_INLINE PlanarTile<A> copy_planar(const Image<const T>& image, int64_t 
   if (image.pixel_stride != 1) return load_planar<A>(image, from, n, scratch, stride);
   for (int64_t d = 0; d < image.channels; ++d) {
     const T* row = image.data + from + d * image.channel_stride;
+    // Rows are too short for the hardware to see them coming.
+    const int64_t ahead = d + kRowsAhead < image.channels ? kRowsAhead * image.channel_stride : 0;
+    for (int64_t i = 0; ahead && i < n; i += 64 / sizeof(T)) __builtin_prefetch(row + ahead + i);
     for (int64_t i = 0; i < n; ++i) scratch[d * stride + i] = convert<A>(row[i]);
   }
   return {scratch, stride, 0};

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -12,10 +11,9 @@ from torch.nn import functional as F
 from instembed import _arguments as arguments
 from instembed import _ops
 from instembed._native import core, threads
-from instembed._pixels import accumulation_dtype, flat_embeddings, flat_pixels
+from instembed._pixels import accumulation_dtype, at_pixels, flat_embeddings, flat_pixels
+from instembed._similarity import THRESHOLDS, check_logits, check_thresholds, squared_radii
 from instembed.losses._weighting import Reduction, reduced
-
-THRESHOLDS = (0.25, 0.5, 0.75, 0.9)
 
 
 def seed_mask_iou(
@@ -111,46 +109,28 @@ def seediness_loss(
     Raises:
         TypeError, ValueError: an argument has a wrong type, dtype, shape, device or value.
     """
-    arguments.check_floating_tensor("logits", logits)
     arguments.check_embeddings("embeddings", embeddings, points=False)
     radii = len(check_thresholds(thresholds))
-    spatial = embeddings.shape[2:]
-    if (
-        logits.dim() != embeddings.dim() + 1
-        or logits.shape[:2] != (embeddings.shape[0], radii)
-        or logits.shape[2] < 2
-        or logits.shape[3:] != spatial
-    ):
-        raise ValueError(
-            f"logits must be (B, T, C + 1, *spatial) with B = {embeddings.shape[0]} images, T = {radii} "
-            f"thresholds, at least 2 classes and spatial dimensions {tuple(spatial)}, got shape "
-            f"{tuple(logits.shape)}"
-        )
-    arguments.check_same_device("logits", logits, "embeddings", embeddings)
+    check_logits("logits", logits, embeddings, radii)
     found = seed_mask_iou(
         embeddings, labels, seeds, thresholds, background=background, ignore_index=ignore_index
     )
-    pixels = seeds.clamp(min=0)  # (B, S)
     counted = seeds >= 0
     if ignore_index is not None:
-        counted &= _at(labels, pixels) != ignore_index
+        counted &= at_pixels(labels.flatten(1), seeds) != ignore_index
     good = found >= arguments.check_number("iou", iou, at_least=0)  # (B, S, T)
     targets = good.to(torch.int64)
     if classes is not None:
         arguments.check_integer_tensor("classes", classes)
         arguments.check_pixels("classes", classes, embeddings)
-        targets = targets * _at(classes, pixels).to(torch.int64)[..., None]
+        targets = targets * at_pixels(classes.flatten(1), seeds).to(torch.int64)[..., None]
         _check_classes(targets[good & counted[..., None]], logits.shape[2] - 1)
-    if pixels.shape[1] == 0 or logits.numel() == 0:  # nothing to gather from
-        losses = logits.flatten(1).sum(1) * 0
-    else:
-        flat = logits.flatten(3)
-        at_seeds = flat.gather(3, pixels[:, None, None].expand(*flat.shape[:3], -1))  # (B, T, C + 1, S)
-        terms = F.cross_entropy(
-            at_seeds.to(accumulation_dtype(logits)).transpose(1, 2), targets.transpose(1, 2), reduction="none"
-        )  # (B, T, S)
-        weights = counted[:, None].to(terms.dtype)
-        losses = (terms * weights).sum((1, 2)) / (radii * weights.sum((1, 2))).clamp(min=1)
+    at_seeds = at_pixels(logits.flatten(3), seeds)  # (B, T, C + 1, S)
+    terms = F.cross_entropy(
+        at_seeds.to(accumulation_dtype(logits)).transpose(1, 2), targets.transpose(1, 2), reduction="none"
+    )  # (B, T, S)
+    weights = counted[:, None].to(terms.dtype)
+    losses = (terms * weights).sum((1, 2)) / (radii * weights.sum((1, 2))).clamp(min=1)
     return reduced(losses, reduction)
 
 
@@ -195,21 +175,6 @@ class SeedinessHead(nn.Module):
         return logits.unflatten(1, (len(self.thresholds), self.num_classes + 1))
 
 
-def check_thresholds(thresholds: object) -> list[float]:
-    values = arguments.check_sequence("thresholds", thresholds)
-    if not values:
-        raise ValueError("thresholds must have at least one similarity, got none")
-    for value in values:
-        if not 0 < arguments.check_number("thresholds", value) <= 1:
-            raise ValueError(f"thresholds must be greater than 0 and at most 1, got {value}")
-    return [float(value) for value in values]
-
-
-def squared_radii(thresholds: Sequence[float]) -> list[float]:
-    """The squared distances at which the similarity is each threshold."""
-    return [math.log(2 - threshold) - math.log(threshold) for threshold in thresholds]
-
-
 def _check_seeds(seeds: object, embeddings: Tensor) -> None:
     """(B, S) pixels. Values are checked by the kernel, once it may read them."""
     tensor = arguments.check_integer_tensor("seeds", seeds)
@@ -230,12 +195,6 @@ def _check_classes(targets: Tensor, classes: int) -> None:
         raise ValueError(
             f"classes must be from 1 to {classes}, for logits of {classes + 1} classes, got {int(wrong[0])}"
         )
-
-
-def _at(values: Tensor, pixels: Tensor) -> Tensor:
-    """(B, *spatial) at (B, S) pixels."""
-    flat = values.flatten(1)
-    return flat.gather(1, pixels) if flat.shape[1] else flat.new_zeros(pixels.shape)
 
 
 _ops.define(
