@@ -133,9 +133,9 @@ def _new_outputs(
     centers = embeddings.new_empty(
         (images, capacity, embeddings.shape[1]), dtype=accumulation_dtype(embeddings)
     )
-    tables = (scores, classes, seeds)
     counts = seeds.new_empty((images, capacity))
-    return labels, centers, counts, counts.new_empty(images), *[t.new_empty(t.shape) for t in tables]
+    tables = torch.empty_like(scores), torch.empty_like(classes), torch.empty_like(seeds)
+    return labels, centers, counts, counts.new_empty(images), *tables
 
 
 @_ops.cpu("grow_seeds")
