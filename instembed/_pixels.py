@@ -24,10 +24,13 @@ def flat_pixels(values: Tensor, embeddings: Tensor) -> Tensor:
 
 
 def at_pixels(values: Tensor, pixels: Tensor) -> Tensor:
-    """(B, *, N) values at (B, S) pixels -> (B, *, S). Pixels of -1 give those of pixel 0, if there is one."""
-    index = pixels.clamp(min=0).view(len(pixels), *[1] * (values.dim() - 2), -1)
-    index = index.expand(*values.shape[:-1], -1)
-    return values.gather(-1, index) if values.shape[-1] else values.new_zeros(index.shape)
+    """(B, *, N) values at (B, S) pixels -> (B, *, S); where a pixel is -1, whatever is at pixel 0, or zero."""
+    images, seeds = pixels.shape
+    index = pixels.clamp(min=0).view(images, *[1] * (values.dim() - 2), seeds)
+    index = index.expand(*values.shape[:-1], seeds)
+    if values.shape[-1] == 0:
+        return values.sum(-1, keepdim=True).expand(index.shape)
+    return values.gather(-1, index)
 
 
 def is_channels_last(embeddings: Tensor) -> bool:
