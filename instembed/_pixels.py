@@ -24,7 +24,7 @@ def flat_pixels(values: Tensor, embeddings: Tensor) -> Tensor:
 
 
 def at_pixels(values: Tensor, pixels: Tensor) -> Tensor:
-    """(B, *, N) values at (B, S) pixels -> (B, *, S); where a pixel is -1, whatever is at pixel 0, or zero."""
+    """(B, *, N) values at (B, S) pixels -> (B, *, S); for a pixel of -1 what is at pixel 0, or zero."""
     images, seeds = pixels.shape
     index = pixels.clamp(min=0).view(images, *[1] * (values.dim() - 2), seeds)
     index = index.expand(*values.shape[:-1], seeds)
