@@ -150,10 +150,9 @@ def product_step(points: Tensor, norms: Tensor, seed: Tensor, nearest: Tensor, w
 
 
 def compilable_step(
-    points: Tensor, seed: Tensor, nearest: Tensor, log_seediness: Tensor
+    points: Tensor, at_seed: Tensor, nearest: Tensor, log_seediness: Tensor
 ) -> tuple[Tensor, Tensor]:
-    squared = (points - points[:, seed, None]).square().sum(0)
-    nearest = torch.minimum(nearest, squared)
+    nearest = torch.minimum(nearest, (points - at_seed).square().sum(0))
     return (log_seediness + 0.3 * nearest.log()).argmax(), nearest
 
 
@@ -170,7 +169,7 @@ def selected(
         if how == "product":
             seed = product_step(points, norms, seed, nearest, weight)
         elif how == "compiled":
-            seed, nearest = step(points, seed, nearest, log_seediness)
+            seed, nearest = step(points, points[:, seed, None], nearest, log_seediness)
         else:
             seed = nearest_step(points, seed, nearest, log_seediness)
         seeds.append(seed)

@@ -71,7 +71,7 @@ def grow_seeds(
     spatial = embeddings.shape[2:]
     table = embeddings.new_zeros((*seeds.shape, embeddings.shape[1]), dtype=dtype).detach()
     result = SeededGrouping(
-        labels=torch.zeros_like(embeddings[:, 0], dtype=torch.int64),
+        labels=seeds.new_zeros((len(seeds), *spatial)),
         centers=table,
         counts=torch.zeros_like(seeds),
         num_instances=torch.zeros_like(seeds[:, :0].sum(1)),
@@ -105,7 +105,6 @@ def grow_seeds(
             result.classes[b, row] = classes[k]
             result.seeds[b, row] = seeds[b, places[k]]
         result.num_instances[b] = len(accepted)
-    assert result.labels.shape[1:] == spatial
     return result
 
 
