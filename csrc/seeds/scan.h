@@ -285,7 +285,7 @@ inline int scan_tile(int64_t channels) {
   return tile;
 }
 
-constexpr int64_t kRowsAhead = 2;
+constexpr int64_t kRowsAhead = 4;
 
 // A copy of pixels [from, from + n), even where they lie planar already: whole images have rows a
 // power of two apart, and then a pixel's channels push each other out of the cache.

@@ -16,6 +16,7 @@
 
 #include "common/batch.h"
 #include "common/dtype.h"
+#include "common/memory.h"
 #include "common/parallel.h"
 #include "common/simd.h"
 #include "common/tiles.h"
@@ -25,7 +26,8 @@ namespace instembed::seeds {
 namespace {
 
 constexpr int kBlock = 256;
-constexpr int kBlocksPerTask = 16;
+constexpr int kBlocksPerTask = 8;
+constexpr int kBatch = 4 * kBlocksPerTask;  // blocks brought up to date side by side
 constexpr double kNever = -std::numeric_limits<double>::infinity();
 constexpr double kTaken = -1;  // in place of a distance: no seed can be here
 
@@ -134,8 +136,11 @@ class Selector {
         dims_(static_cast<int>(image.channels)),
         blocks_((image.pixels + kBlock - 1) / kBlock),
         // Vectors may go on past the last pixel.
-        log_seediness_(blocks_ * kBlock, kNever),
-        distances_(blocks_ * kBlock, kTaken) {}
+        log_seediness_(new double[blocks_ * kBlock]),
+        distances_(new double[blocks_ * kBlock]) {
+    prefer_huge_pages(log_seediness_.get(), blocks_ * kBlock * sizeof(double));
+    prefer_huge_pages(distances_.get(), blocks_ * kBlock * sizeof(double));
+  }
 
   // read(pixel) is its seediness, NaN for pixels that may be no seed.
   template <class Read>
@@ -156,7 +161,7 @@ class Selector {
     for (int64_t k = 1; k < count;) {
       batch.clear();
       // More than are needed at times, and no more than would be soon.
-      const size_t most = k == 1 ? queue.size() : kBlocksPerTask;
+      const size_t most = k == 1 ? queue.size() : kBatch;
       while (!queue.empty() && queue.top().seen < k && batch.size() < most) {
         batch.push_back(queue.top());
         queue.pop();
@@ -177,11 +182,9 @@ class Selector {
  private:
   template <class Task>
   void for_blocks(int64_t count, Task&& task) {
-    // A few blocks are not worth waking threads for.
-    const int64_t each = count > kBlocksPerTask ? kBlocksPerTask : count;
-    if (count == 0) return;
-    parallel_for((count + each - 1) / each, threads_, [&](int64_t k) {
-      for (int64_t b = k * each; b < std::min(count, (k + 1) * each); ++b) task(b);
+    parallel_for((count + kBlocksPerTask - 1) / kBlocksPerTask, threads_, [&](int64_t k) {
+      const int64_t end = std::min(count, (k + 1) * kBlocksPerTask);
+      for (int64_t b = k * kBlocksPerTask; b < end; ++b) task(b);
     });
   }
 
@@ -194,6 +197,8 @@ class Selector {
     Entry entry{kNever, b, 0, 0};
     const int64_t from = b * kBlock;
     const int n = size(b);
+    std::fill_n(&log_seediness_[from], kBlock, kNever);
+    std::fill_n(&distances_[from], kBlock, kTaken);
     bool finite[kBlock];
     std::fill(finite, finite + n, true);
     for (int d = 0; d < dims_; ++d) {
@@ -226,7 +231,7 @@ class Selector {
         load_planar<A>(image_, from, n, scratch.get(), planar_stride(kBlock));
     const Best best =
         update(tile, n, dims_, seeds_.data() + entry->seen * dims_, seeds - entry->seen,
-               log_seediness_.data() + from, distances_.data() + from, selection_.diversity);
+               log_seediness_.get() + from, distances_.get() + from, selection_.diversity);
     *entry = {best.value, entry->block, best.place, seeds};
   }
 
@@ -246,7 +251,7 @@ class Selector {
   const int threads_;
   const int dims_;
   const int64_t blocks_;
-  std::vector<double> log_seediness_, distances_;
+  std::unique_ptr<double[]> log_seediness_, distances_;
   std::vector<double> seeds_;
 };
 
