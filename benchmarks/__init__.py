@@ -8,6 +8,7 @@ from benchmarks import (
     instance_pool,
     label_statistics,
     mean_shift,
+    seeds,
 )
 
 ENTRIES = [
@@ -18,4 +19,5 @@ ENTRIES = [
     *label_statistics.ENTRIES,
     *instance_pool.ENTRIES,
     *gather_at.ENTRIES,
+    *seeds.ENTRIES,
 ]

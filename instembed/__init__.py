@@ -3,16 +3,29 @@
 __version__ = "0.1.0"
 
 from instembed import reference
-from instembed.grouping import Grouping, Poses, group_keypoints, mean_shift
+from instembed.grouping import (
+    Grouping,
+    Poses,
+    SeededGrouping,
+    Seeds,
+    group_keypoints,
+    grow_seeds,
+    mean_shift,
+    select_seeds,
+)
 from instembed.losses import (
     AssociativeEmbeddingLoss,
     AssociativeEmbeddingTerms,
     DiscriminativeLoss,
     DiscriminativeTerms,
+    SeedinessHead,
     associative_embedding_loss,
     associative_embedding_terms,
     discriminative_loss,
     discriminative_terms,
+    seed_mask_iou,
+    seediness_loss,
+    seediness_weight,
 )
 from instembed.readout import (
     InstanceFeatures,
@@ -38,6 +51,9 @@ __all__ = [
     "LabelStatistics",
     "MeanShift",
     "Poses",
+    "SeededGrouping",
+    "SeedinessHead",
+    "Seeds",
     "associative_embedding_loss",
     "associative_embedding_terms",
     "coco_results",
@@ -46,12 +62,17 @@ __all__ = [
     "discriminative_terms",
     "gather_at",
     "group_keypoints",
+    "grow_seeds",
     "instance_pool",
     "label_statistics",
     "location_read_points",
     "mean_shift",
     "read_location_maps",
     "reference",
+    "seed_mask_iou",
+    "seediness_loss",
+    "seediness_weight",
+    "select_seeds",
 ]
 
 

@@ -158,7 +158,7 @@ def check_bool(name: str, value: object) -> None:
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    if isinstance(value, bool) or value not in choices:
+    if isinstance(value, (bool, Tensor)) or value not in choices:
         expected = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name} must be one of {expected}, got {value!r}")
 

@@ -173,3 +173,40 @@ def gather_at_backward(
     linear: bool,
     threads: int,
 ) -> None: ...
+def seed_mask_iou(
+    embeddings: Array,
+    labels: Array,
+    seeds: Array,
+    squared_radii: list[float],
+    iou: Array,
+    *,
+    background: int | None,
+    ignore_index: int | None,
+    threads: int,
+) -> None: ...
+def select_seeds(
+    embeddings: Array,
+    seediness: Array,
+    mask: Array | None,
+    indices: Array,
+    scores: Array,
+    *,
+    diversity: float,
+    min_seediness: float,
+    threads: int,
+) -> None: ...
+def grow_seeds(
+    embeddings: Array,
+    mask: Array | None,
+    seeds: Array,
+    scores: Array,
+    squared_radii: Array,
+    labels: Array,
+    order: Array,
+    counts: Array,
+    num_instances: Array,
+    *,
+    min_size: int,
+    overlap: float,
+    threads: int,
+) -> None: ...

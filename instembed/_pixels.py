@@ -23,6 +23,16 @@ def flat_pixels(values: Tensor, embeddings: Tensor) -> Tensor:
     return values.unsqueeze(0) if embeddings.dim() == 2 else values.flatten(1)
 
 
+def at_pixels(values: Tensor, pixels: Tensor) -> Tensor:
+    """(B, *, N) values at (B, S) pixels -> (B, *, S); for a pixel of -1 what is at pixel 0, or zero."""
+    images, seeds = pixels.shape
+    index = pixels.clamp(min=0).view(images, *[1] * (values.dim() - 2), seeds)
+    index = index.expand(*values.shape[:-1], seeds)
+    if values.shape[-1] == 0:
+        return values.sum(-1, keepdim=True).expand(index.shape)
+    return values.gather(-1, index)
+
+
 def is_channels_last(embeddings: Tensor) -> bool:
     if embeddings.dim() == 4:
         return embeddings.is_contiguous(memory_format=torch.channels_last)

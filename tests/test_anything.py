@@ -186,6 +186,31 @@ def test_gather_at(batch: tuple[Tensor, Tensor], data: st.DataObject, mode: str)
     torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=rounding, atol=rounding)
 
 
+@EXAMPLES
+@given(batches(), st.none() | IDS, st.none() | IDS, st.floats(1e-3, 1.0), st.integers(0, 20))
+def test_seed_mask_iou(
+    batch: tuple[Tensor, Tensor], background: int | None, ignore: int | None, threshold: float, count: int
+) -> None:
+    embeddings, labels = batch
+    seeds = torch.randint(-1, max(labels[:1].numel(), 1), (len(labels), count))
+    seeds = seeds.clamp(max=labels[:1].numel() - 1)
+    options = {"background": background, "ignore_index": ignore}
+    ours = instembed.seed_mask_iou(embeddings, labels, seeds, (threshold, 0.5), **options)
+    exact = reference.seed_mask_iou(embeddings, labels, seeds, (threshold, 0.5), **options)
+    assert torch.equal(ours, exact.to(ours.dtype))
+
+
+@EXAMPLES
+@given(batches(), st.integers(1, 30), st.sampled_from([0.0, 0.3, 2.0]), st.sampled_from([0.0, 0.5, 1.0]))
+def test_grow_seeds(batch: tuple[Tensor, Tensor], num_seeds: int, diversity: float, overlap: float) -> None:
+    embeddings, labels = batch
+    seediness = torch.rand(len(labels), 2, 3, *labels.shape[1:])
+    options = {"thresholds": (0.3, 0.9), "num_seeds": num_seeds, "diversity": diversity, "overlap": overlap}
+    ours = instembed.grow_seeds(embeddings, seediness, mask=labels, **options)
+    exact = reference.grow_seeds(embeddings, seediness, mask=labels, **options)
+    assert all(torch.equal(a, b) for a, b in zip(ours, exact, strict=True))
+
+
 ANYTHING = st.one_of(
     st.none(),
     st.booleans(),
@@ -215,6 +240,10 @@ FUNCTIONS = {
     "label_statistics": ["background", "ignore_index", "max_instances"],
     "instance_pool": ["reduce", "max_instances", "background", "ignore_index", "offsets", "return_ids"],
     "detections": ["scores", "classes", "masks", "rle"],
+    "grow_seeds": ["thresholds", "num_seeds", "diversity", "min_seediness", "min_size", "overlap", "mask"],
+    "seed_mask_iou": ["thresholds", "background", "ignore_index"],
+    "seediness_loss": ["seeds", "classes", "thresholds", "iou", "reduction"],
+    "select_seeds": ["diversity", "min_seediness", "mask"],
     "group_keypoints": ["peak_threshold", "tag_threshold", "nms", "joint_order", "adjust"],
 }
 
@@ -225,6 +254,9 @@ COUNTS = {  # positional arguments, where they are not two
     "label_statistics": 1,
     "location_read_points": 3,
     "read_location_maps": 3,
+    "seed_mask_iou": 3,
+    "seediness_loss": 3,
+    "select_seeds": 3,
 }
 
 

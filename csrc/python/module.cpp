@@ -12,6 +12,7 @@
 #include "label_statistics/label_statistics.h"
 #include "mean_shift/mean_shift.h"
 #include "python/array_caster.h"
+#include "seeds/seeds.h"
 
 namespace py = pybind11;
 
@@ -267,6 +268,49 @@ void bind_gather_at(py::module_& module) {
       py::arg("threads"));
 }
 
+void bind_seeds(py::module_& module) {
+  module.def(
+      "seed_mask_iou",
+      [](const Array& embeddings, const Array& labels, const Array& seeds,
+         const std::vector<double>& squared_radii, const Array& iou,
+         std::optional<int64_t> background, std::optional<int64_t> ignore_index, int threads) {
+        const py::gil_scoped_release release;
+        seeds::mask_iou(embeddings, labels, seeds, squared_radii, {background, ignore_index}, iou,
+                        threads);
+      },
+      py::arg("embeddings"), py::arg("labels"), py::arg("seeds"), py::arg("squared_radii"),
+      py::arg("iou"), py::kw_only(), py::arg("background"), py::arg("ignore_index"),
+      py::arg("threads"));
+
+  module.def(
+      "select_seeds",
+      [](const Array& embeddings, const Array& seediness, const OptionalArray& mask,
+         const Array& indices, const Array& scores, double diversity, double min_seediness,
+         int threads) {
+        const py::gil_scoped_release release;
+        seeds::select(embeddings, seediness, pointer(mask), {diversity, min_seediness}, indices,
+                      scores, threads);
+      },
+      py::arg("embeddings"), py::arg("seediness"), py::arg("mask"), py::arg("indices"),
+      py::arg("scores"), py::kw_only(), py::arg("diversity"), py::arg("min_seediness"),
+      py::arg("threads"));
+
+  module.def(
+      "grow_seeds",
+      [](const Array& embeddings, const OptionalArray& mask, const Array& seeds,
+         const Array& scores, const Array& squared_radii, const Array& labels, const Array& order,
+         const Array& counts, const Array& num_instances, int64_t min_size, double overlap,
+         int threads) {
+        const py::gil_scoped_release release;
+        seeds::grow(embeddings, pointer(mask), seeds, scores, squared_radii, {min_size, overlap},
+                    labels, order, counts, num_instances, threads);
+      },
+      py::arg("embeddings"), py::arg("mask"), py::arg("seeds"), py::arg("scores"),
+      py::arg("squared_radii"), py::arg("labels"), py::arg("order"), py::arg("counts"),
+      py::arg("num_instances"), py::kw_only(), py::arg("min_size"), py::arg("overlap"),
+      py::arg("threads"));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
@@ -280,6 +324,7 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
   bind_instance_pool(module);
   bind_detections(module);
   bind_gather_at(module);
+  bind_seeds(module);
 }
 
 }  // namespace instembed

@@ -1,6 +1,17 @@
 """Groupings: one module a method."""
 
 from instembed.grouping.group_keypoints import Poses, group_keypoints
+from instembed.grouping.grow_seeds import SeededGrouping, grow_seeds
 from instembed.grouping.mean_shift import Grouping, mean_shift
+from instembed.grouping.select_seeds import Seeds, select_seeds
 
-__all__ = ["Grouping", "Poses", "group_keypoints", "mean_shift"]
+__all__ = [
+    "Grouping",
+    "Poses",
+    "SeededGrouping",
+    "Seeds",
+    "group_keypoints",
+    "grow_seeds",
+    "mean_shift",
+    "select_seeds",
+]

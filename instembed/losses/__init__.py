@@ -12,14 +12,19 @@ from instembed.losses.discriminative import (
     discriminative_loss,
     discriminative_terms,
 )
+from instembed.losses.seediness import SeedinessHead, seed_mask_iou, seediness_loss, seediness_weight
 
 __all__ = [
     "AssociativeEmbeddingLoss",
     "AssociativeEmbeddingTerms",
     "DiscriminativeLoss",
     "DiscriminativeTerms",
+    "SeedinessHead",
     "associative_embedding_loss",
     "associative_embedding_terms",
     "discriminative_loss",
     "discriminative_terms",
+    "seed_mask_iou",
+    "seediness_loss",
+    "seediness_weight",
 ]

@@ -15,9 +15,14 @@ Reduction = Literal["mean", "sum", "none"]
 
 def weighted_loss(terms: Tensor, weights: Sequence[float], reduction: Reduction) -> Tensor:
     """(B, T) terms and T weights to (B,), or its sum or mean: 0 for an empty batch."""
-    arguments.check_choice("reduction", reduction, ("mean", "sum", "none"))
     # Not a matrix product: autocast would take it in 16 bits.
     losses = (terms * torch.tensor(weights, dtype=terms.dtype, device=terms.device)).sum(1)
+    return reduced(losses, reduction)
+
+
+def reduced(losses: Tensor, reduction: Reduction) -> Tensor:
+    """The (B,) losses of the images, or their sum or mean: 0 for an empty batch."""
+    arguments.check_choice("reduction", reduction, ("mean", "sum", "none"))
     if reduction == "none":
         return losses
     return losses.sum() / (max(losses.shape[0], 1) if reduction == "mean" else 1)

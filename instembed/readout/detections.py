@@ -10,14 +10,14 @@ from torch import Tensor
 
 from instembed import _arguments as arguments
 from instembed._native import core, threads
-from instembed.grouping import Grouping
+from instembed.grouping import Grouping, SeededGrouping
 from instembed.readout.label_statistics import label_statistics
 
 PerInstance = Tensor | Sequence[Tensor] | None
 
 
 def detections(
-    grouping_or_labels: Grouping | Tensor,
+    grouping_or_labels: Grouping | SeededGrouping | Tensor,
     scores: PerInstance = None,
     classes: PerInstance = None,
     masks: bool = True,
@@ -29,8 +29,8 @@ def detections(
     """One dict an image, as torchvision's detection models return them.
 
     Args:
-        grouping_or_labels: a ``Grouping`` with labels (B, H, W), or labels (B, H, W) or (H, W) of any integer
-            dtype, any ids and any strides.
+        grouping_or_labels: a ``Grouping`` or ``SeededGrouping`` with labels (B, H, W), or labels (B, H, W) or
+            (H, W) of any integer dtype, any ids and any strides.
         scores, classes: of each instance: (B, C) with at least as many columns as an image has instances, or
             a list of B tensors (K_b,), or None. For (H, W) labels (C,) will do. Row k - 1 belongs to instance
             k of a Grouping, and for labels the rows are their ids in ascending order, as in
@@ -43,8 +43,8 @@ def detections(
         A list of B dicts, on the labels' device, of the K instances with pixels, in ascending order of id:
 
         - ``boxes`` (K, 4) float32: (x1, y1, x2, y2) in pixels, x2 and y2 one past the last pixel;
-        - ``labels`` (K,) int64: the classes, 1 where none are given;
-        - ``scores`` (K,) float32: 1 where none are given;
+        - ``labels`` (K,) int64: the classes, those of a SeededGrouping or 1 where none are given;
+        - ``scores`` (K,) float32: likewise;
         - ``masks`` (K, H, W) bool, with ``masks=True``;
         - ``rle``, with ``rle=True``: K dicts ``{"size": [H, W], "counts": bytes}``, as pycocotools encodes.
 
@@ -55,6 +55,9 @@ def detections(
         TypeError, ValueError: an argument has a wrong type, dtype, shape, device or value.
     """
     labels, expected = _labels_of(grouping_or_labels)
+    if isinstance(grouping_or_labels, SeededGrouping):
+        scores = grouping_or_labels.scores if scores is None else scores
+        classes = grouping_or_labels.classes if classes is None else classes
     arguments.check_bool("masks", masks)
     arguments.check_bool("rle", rle)
     if labels.dim() == 2:
@@ -115,9 +118,9 @@ def coco_results(detections: Sequence[dict[str, Any]], image_ids: Sequence[int])
     return rows
 
 
-def _labels_of(value: Grouping | Tensor) -> tuple[Tensor, list[int] | None]:
+def _labels_of(value: Grouping | SeededGrouping | Tensor) -> tuple[Tensor, list[int] | None]:
     """The label maps, and for a Grouping the number of its instances in each image."""
-    if isinstance(value, Grouping):
+    if isinstance(value, (Grouping, SeededGrouping)):
         if value.labels.dim() != 3:
             raise ValueError(
                 f"grouping_or_labels must have labels (B, H, W), got shape {tuple(value.labels.shape)}"

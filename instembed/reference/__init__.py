@@ -4,10 +4,12 @@ from instembed.reference.associative_embedding import associative_embedding_loss
 from instembed.reference.discriminative import discriminative_loss, discriminative_terms
 from instembed.reference.gather_at import gather_at
 from instembed.reference.group_keypoints import group_keypoints
+from instembed.reference.grow_seeds import grow_seeds, select_seeds
 from instembed.reference.instance_pool import instance_pool
 from instembed.reference.label_statistics import label_statistics
 from instembed.reference.location_maps import read_location_maps
 from instembed.reference.mean_shift import mean_shift
+from instembed.reference.seediness import seed_mask_iou, seediness_loss
 
 __all__ = [
     "associative_embedding_loss",
@@ -16,8 +18,12 @@ __all__ = [
     "discriminative_terms",
     "gather_at",
     "group_keypoints",
+    "grow_seeds",
     "instance_pool",
     "label_statistics",
     "mean_shift",
     "read_location_maps",
+    "seed_mask_iou",
+    "seediness_loss",
+    "select_seeds",
 ]

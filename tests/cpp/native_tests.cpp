@@ -21,6 +21,7 @@
 #include "instance_pool/instance_pool.h"
 #include "label_statistics/label_statistics.h"
 #include "mean_shift/mean_shift.h"
+#include "seeds/seeds.h"
 
 namespace instembed {
 namespace {
@@ -290,6 +291,41 @@ void test_gather_at(DType dtype, int64_t images, int64_t groups, int64_t channel
   CHECK(results[0] == results[1]);
 }
 
+void test_seeds(DType dtype, int64_t images, int64_t channels, int64_t pixels, bool interleaved,
+                int64_t run) {
+  const std::vector<int> layout =
+      interleaved ? std::vector<int>{0, 2, 1} : std::vector<int>{0, 1, 2};
+  Buffer embeddings(dtype, {images, channels, pixels}, layout), seediness(dtype, {images, pixels});
+  fill_normal(embeddings, dtype);
+  fill_normal(seediness, dtype);
+  Buffer labels = make_labels({images, pixels}, 9, run);
+  Buffer mask(DType::u8, {images, pixels});
+  for (int64_t i = 0; i < mask.size(); ++i) mask.as<uint8_t>()[i] = draw(0, 3) > 0;
+  const Array* inside = draw(0, 1) ? &mask : nullptr;
+  const int64_t count = draw(0, 40);
+  Buffer radii(DType::f64, {images, count});
+  for (int64_t i = 0; i < radii.size(); ++i) radii.as<double>()[i] = 0.3 * draw(0, 9);
+  std::vector<std::vector<char>> results;
+  for (const int threads : {1, 2}) {
+    Buffer indices(DType::i64, {images, count}), scores(DType::f64, {images, count});
+    seeds::select(embeddings, seediness, inside, {0.3, 0.1}, indices, scores, threads);
+    Buffer iou(accumulation(dtype), {images, count, 2});
+    seeds::mask_iou(embeddings, labels, indices, {0.2, 1.9}, {0, int64_t{1} << 40}, iou, threads);
+    Buffer grown(DType::i64, {images, pixels}), order(DType::i64, {images, count});
+    Buffer counts(DType::i64, {images, count}), instances(DType::i64, {images});
+    seeds::grow(embeddings, inside, indices, scores, radii, {2, 0.9}, grown, order, counts,
+                instances, threads);
+    std::vector<char> bits;
+    for (const Buffer* part : {std::addressof(indices), std::addressof(scores), std::addressof(iou),
+                               std::addressof(grown), std::addressof(order), std::addressof(counts),
+                               std::addressof(instances)}) {
+      bits.insert(bits.end(), part->raw(), part->raw() + part->bytes());
+    }
+    results.push_back(std::move(bits));
+  }
+  CHECK(results[0] == results[1]);
+}
+
 void test_group_keypoints(DType dtype, int64_t images, int64_t joints, bool interleaved) {
   const int64_t height = draw(0, 20), width = draw(0, 40), dims = draw(1, 3);
   const std::vector<int> layout =
@@ -402,6 +438,7 @@ void run() {
                                  draw(0, 20), interleaved, draw(0, 1) == 1);
       test_gather_at(dtype, images, draw(1, 3), channels, draw(0, 1) ? draw(0, 40) : 300,
                      static_cast<int>(draw(1, 3)), interleaved, draw(0, 1) == 1);
+      test_seeds(dtype, images, channels, pixels, interleaved, draw(0, 1) ? 1 : 20);
     }
   }
 }

@@ -1,0 +1,219 @@
+// Intersections over unions of the masks of seeds with their instances: one pass over the pixels
+// that counts, for every seed and radius, members and members of the seed's instance.
+#include <mutex>
+#include <unordered_map>
+
+#include "common/batch.h"
+#include "common/dtype.h"
+#include "common/parallel.h"
+#include "seeds/exact.h"
+#include "seeds/scan.h"
+#include "seeds/seeds.h"
+
+namespace instembed::seeds {
+namespace {
+
+constexpr int64_t kTaskPixels = 16384;
+
+// What is counted for a seed and a radius.
+struct Count {
+  int64_t members = 0, common = 0;
+};
+
+template <class A>
+struct Lanes {
+  Vec<MaskLane<A>> members, common;
+};
+
+// One image: its seeds, and the slot of each seed's instance.
+template <class A>
+struct Task {
+  const SeedSet<A>& seeds;
+  const std::vector<Radius<A>>& radii;
+  const std::vector<int32_t>& slots;
+};
+
+// Counts in lanes; members that the float test is not sure of are counted one by one.
+template <class A, class T>
+INSTEMBED_INLINE void count_tiles_of(const Task<A>& task, const Image<const T>& image,
+                                     const RunsView& runs, int64_t first_tile, int64_t begin,
+                                     int64_t end, VecSlot<A>* scratch, VecSlot<MaskLane<A>>* lanes,
+                                     Count* counts) {
+  using Mask = Vec<MaskLane<A>>;
+  const int radii = static_cast<int>(task.radii.size());
+  const int dims = task.seeds.dims();
+  const int64_t stride = planar_stride(runs.tile);
+  auto* planar = reinterpret_cast<A*>(scratch);
+  MaskLane<A> slots[kMaxTile], counted[kMaxTile];
+  int32_t unpacked[kMaxTile];
+  Scanner<A> scanner(task.seeds);
+  for (int64_t t = begin; t < end; ++t) {
+    const int64_t from = t * runs.tile;
+    const auto n = static_cast<int>(std::min<int64_t>(runs.tile, image.pixels - from));
+    const TileCode code = runs[first_tile + t];
+    if (code.is_runs()) {
+      code.for_each_run([&](int start, int length, int32_t slot) {
+        std::fill(slots + start, slots + start + length, slot);
+      });
+    } else {
+      code.unpack(n, unpacked);
+      std::copy(unpacked, unpacked + n, slots);
+    }
+    for (int i = 0; i < n; ++i) counted[i] = slots[i] == kIgnored ? 0 : -1;
+    const PlanarTile<A> tile = copy_planar<A>(image, from, n, planar, stride);
+    scanner.scan(tile, n, counted, [&](int s, int64_t i, const Vec<A>& squared, const Mask& valid) {
+      const Mask same = load<Mask>(slots + i) == task.slots[s];
+      VecSlot<MaskLane<A>>* sums = lanes + static_cast<int64_t>(s) * radii * 2;
+      Mask unsure{};
+      for (int k = 0; k < radii; ++k) {
+        const Mask inside = (squared <= task.radii[k].inner) & valid;
+        unsure |= (squared <= task.radii[k].outer) & ~inside;
+        sums[2 * k].value -= inside;
+        sums[2 * k + 1].value -= inside & same;
+      }
+      unsure &= valid;
+      if (!any_lane(unsure)) return;
+      for (int lane = 0; lane < kLanes<A>; ++lane) {
+        if (!unsure[lane]) continue;
+        const double exact =
+            exact_distance(tile.data + i + lane, tile.row_stride, task.seeds.exact(s), dims);
+        for (int k = 0; k < radii; ++k) {
+          const Radius<A>& radius = task.radii[k];
+          if (squared[lane] <= radius.inner || !(exact <= radius.exact)) continue;
+          Count& count = counts[static_cast<int64_t>(s) * radii + k];
+          count.members += 1;
+          count.common += same[lane] ? 1 : 0;
+        }
+      }
+    });
+  }
+  for (int64_t k = 0; k < static_cast<int64_t>(task.seeds.size()) * radii; ++k) {
+    for (int lane = 0; lane < kLanes<A>; ++lane) {
+      counts[k].members += lanes[2 * k].value[lane];
+      counts[k].common += lanes[2 * k + 1].value[lane];
+    }
+  }
+}
+
+#define INSTEMBED_COUNT_TILES(A, T)                                                              \
+  INSTEMBED_SIMD void count_tiles(const Task<A>& task, const Image<const T>& image,              \
+                                  const RunsView& runs, int64_t first_tile, int64_t begin,       \
+                                  int64_t end, VecSlot<A>* scratch, VecSlot<MaskLane<A>>* lanes, \
+                                  Count* counts) {                                               \
+    count_tiles_of(task, image, runs, first_tile, begin, end, scratch, lanes, counts);           \
+  }
+INSTEMBED_COUNT_TILES(float, float)
+INSTEMBED_COUNT_TILES(float, Half)
+INSTEMBED_COUNT_TILES(float, BFloat16)
+INSTEMBED_COUNT_TILES(double, double)
+#undef INSTEMBED_COUNT_TILES
+
+// The label of a pixel, as the runs have it.
+int64_t label_at(const Array& labels, int64_t b, int64_t pixel) {
+  return dispatch_integer(labels.dtype, "labels", [&](auto zero) {
+    using I = decltype(zero);
+    return static_cast<int64_t>(
+        labels.as<const I>()[b * labels.strides[0] + pixel * labels.strides[1]]);
+  });
+}
+
+template <class T>
+void image_iou(const Array& embeddings, const Batch& batch, const Array& labels, int64_t b,
+               const int64_t* seeds, int64_t count, const std::vector<double>& squared_radii,
+               const LabelRuns& runs, const TileGrid& grid, int threads, double* iou) {
+  using A = accumulator_t<T>;
+  const auto dims = static_cast<int>(batch.channels);
+  const auto radii = static_cast<int64_t>(squared_radii.size());
+  const Image<const T> image(embeddings, batch, b);
+
+  // Seeds of an instance; the others have no intersection with one.
+  std::unordered_map<int64_t, int32_t> slot_of;
+  for (int32_t slot = 0; slot < runs.instances(b); ++slot) slot_of[runs.ids[b][slot]] = slot;
+  std::vector<int64_t> places;
+  std::vector<int32_t> slots;
+  std::vector<double> values;
+  for (int64_t s = 0; s < count; ++s) {
+    if (seeds[s] < 0) continue;
+    const auto found = slot_of.find(label_at(labels, b, seeds[s]));
+    if (found == slot_of.end()) continue;
+    places.push_back(s);
+    slots.push_back(found->second);
+    for (int d = 0; d < dims; ++d) {
+      values.push_back(static_cast<double>(
+          convert<A>(image.data[seeds[s] * image.pixel_stride + d * image.channel_stride])));
+    }
+  }
+  if (places.empty()) return;
+  const double largest = *std::max_element(squared_radii.begin(), squared_radii.end());
+  const SeedSet<A> set(std::move(values), dims, std::vector<double>(places.size(), largest));
+  std::vector<Radius<A>> tests;
+  for (const double squared : squared_radii) tests.emplace_back(squared, dims);
+  const Task<A> task{set, tests, slots};
+
+  std::vector<Count> total(places.size() * radii);
+  std::mutex mutex;
+  const int64_t tiles = grid.first[b + 1] - grid.first[b];
+  const int64_t each = std::max<int64_t>(1, kTaskPixels / grid.tile);
+  parallel_for((tiles + each - 1) / each, threads, [&](int64_t k) {
+    std::vector<VecSlot<A>> scratch(dims * planar_stride(grid.tile) / kLanes<A> + 1);
+    std::vector<VecSlot<MaskLane<A>>> lanes(total.size() * 2);
+    std::vector<Count> counts(total.size());
+    count_tiles(task, image, runs.view(), grid.first[b], k * each, std::min(tiles, (k + 1) * each),
+                scratch.data(), lanes.data(), counts.data());
+    const std::lock_guard<std::mutex> lock(mutex);  // integers: in any order
+    for (size_t i = 0; i < total.size(); ++i) {
+      total[i].members += counts[i].members;
+      total[i].common += counts[i].common;
+    }
+  });
+  for (size_t s = 0; s < places.size(); ++s) {
+    const int64_t area = runs.counts[b][slots[s]];
+    for (int64_t k = 0; k < radii; ++k) {
+      const Count& count = total[s * radii + k];
+      const int64_t united = count.members + area - count.common;
+      iou[places[s] * radii + k] = static_cast<double>(count.common) / static_cast<double>(united);
+    }
+  }
+}
+
+}  // namespace
+
+void mask_iou(const Array& embeddings, const Array& labels, const Array& seeds,
+              const std::vector<double>& squared_radii, const LabelRules& rules, const Array& iou,
+              int threads) {
+  const Batch batch = Batch::of_embeddings(embeddings, nullptr);
+  const Batch label_batch = Batch::of_labels(labels, nullptr);
+  expect(label_batch.images == batch.images && label_batch.pixels == batch.pixels,
+         "labels: expected the embeddings' shape without channels");
+  expect(seeds.ndim == 2 && seeds.shape[0] == batch.images, "seeds: expected (images, seeds)");
+  expect_contiguous(seeds, DType::i64, seeds.size(), "seeds");
+  const int64_t count = seeds.shape[1];
+  const auto radii = static_cast<int64_t>(squared_radii.size());
+  expect(iou.dtype == DType::f32 || iou.dtype == DType::f64, "iou: expected float32 or float64");
+  expect_contiguous(iou, iou.dtype, batch.images * count * radii, "iou");
+  for (int64_t k = 0; k < seeds.size(); ++k) {
+    const int64_t pixel = seeds.as<const int64_t>()[k];
+    expect(-1 <= pixel && pixel < batch.pixels, "seeds: expected pixels below " +
+                                                    std::to_string(batch.pixels) + ", or -1, got " +
+                                                    std::to_string(pixel));
+  }
+  const TileGrid grid(batch, scan_tile(batch.channels));
+  const LabelRuns runs(labels, label_batch, grid, rules, threads, {});
+  std::vector<double> values(iou.size());
+  for (int64_t b = 0; b < batch.images; ++b) {
+    dispatch_floating(embeddings.dtype, "embeddings", [&](auto zero) {
+      image_iou<decltype(zero)>(embeddings, batch, labels, b, seeds.as<const int64_t>() + b * count,
+                                count, squared_radii, runs, grid, threads,
+                                values.data() + b * count * radii);
+    });
+  }
+  for (size_t k = 0; k < values.size(); ++k) {
+    if (iou.dtype == DType::f32) {
+      iou.as<float>()[k] = static_cast<float>(values[k]);
+    } else {
+      iou.as<double>()[k] = values[k];
+    }
+  }
+}
+
+}  // namespace instembed::seeds
