@@ -9,32 +9,38 @@ and to segment one image with it:
 
     python train_instances.py --predict image.png --checkpoint model.pt --output DIR
 
-The recipe: a small U-Net gives every pixel an embedding, a foreground score and a depth (0 at the border of
-its instance, 1 at its deepest pixel). Two channels of the embedding start as the pixel's own coordinates, so
-the network only learns by how much to move each pixel towards the middle of its instance, and far instances
-are apart from the first step. ``instembed.discriminative_loss`` trains the embedding. At inference
-``instembed.mean_shift`` clusters the deep pixels, deepest first: pixels on a border between two instances
-cannot seed a spurious instance. Every other foreground pixel then joins the nearest centre.
+The recipe: a small U-Net gives every pixel an embedding, a foreground score and what else the method wants to
+know. Two channels of the embedding may start as the pixel's own coordinates, so that the network only learns
+by how much to move each pixel towards the middle of its instance, and far instances are apart from the first
+step. ``--method`` names the loss of the embedding and the grouping that suits it: one module each in
+``methods``. ``discriminative`` is ``instembed.discriminative_loss`` and ``instembed.mean_shift``.
 
 Needs ``pip install instembed[demo]``.
 """
 
 import argparse
+import contextlib
 import copy
+import io
 import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from methods import METHODS, Batch, Instances, Maps, Method
+from methods.common import cross_entropy
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from pycocotools.mask import area as mask_area
 from scipy import ndimage
 from skimage.color import label2rgb
 from skimage.measure import label as connected_components
@@ -49,10 +55,9 @@ import instembed
 
 @dataclass
 class Settings:
-    """All that a checkpoint must remember. Lengths are in pixels of the input image."""
+    """What the methods have in common. Lengths are in pixels of the input image."""
 
-    method: str = "discriminative"
-    minutes: float = 4.5
+    minutes: float
     seed: int = 0
     precision: str = "float32"  # of the convolutions in training
     # network
@@ -67,58 +72,9 @@ class Settings:
     clip_gradient: float = 5.0
     # inference
     foreground: float = 0.5  # least probability of a foreground pixel
-    core: float = 0.4  # least depth of a pixel that takes part in the clustering
-    bandwidth: float = 1.7  # centres are trained to be at least 3 apart, pixels within 0.5 of theirs
-    min_core: int = 5  # least number of core pixels of an instance
     min_size: int = 24  # least number of pixels of an instance
     fill_holes: bool = False
 
-
-# ------------------------------------------------------------------------------------------------ methods
-
-
-class Method(Protocol):
-    """What distinguishes one way of embedding pixels from another: a loss, and the grouping that suits it."""
-
-    channels: int  # of the embedding
-    coordinate_unit: float | None  # pixels per unit of the first two channels; None: free channels only
-
-    def loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Embeddings (B, D, H, W) and labels (B, H, W), 0 = background, to a scalar."""
-
-    def group(self, points: Tensor, core: Tensor, settings: Settings) -> Tensor:
-        """Points (D, N), the best seeds first, and which of them are core (N,), to labels (N,), 0 = none."""
-
-
-class Discriminative:
-    """Discriminative loss and mean shift (De Brabandere, Neven and Van Gool 2017)."""
-
-    channels = 4
-    # Centres are pushed 2 * delta_dist = 3 units = 12 pixels apart, about the diameter of a small nucleus.
-    coordinate_unit: float | None = 4.0
-
-    def loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        # beta: coordinates already separate most pairs of instances, so the few that touch need more weight.
-        # gamma: coordinates are not meant to be near the origin.
-        return instembed.discriminative_loss(embeddings, labels, beta=3.0, gamma=0.0)
-
-    def group(self, points: Tensor, core: Tensor, settings: Settings) -> Tensor:
-        grouping = instembed.mean_shift(
-            points[None],
-            settings.bandwidth,
-            mask=core[None],
-            min_size=settings.min_core,
-            leftovers="nearest",
-        )
-        labels = grouping.labels[0]
-        count = int(grouping.num_instances[0])
-        if count:
-            rest = labels == 0
-            labels[rest] = 1 + torch.cdist(points[:, rest].t(), grouping.centers[0, :count]).argmin(dim=1)
-        return labels
-
-
-METHODS: dict[str, Callable[[], Method]] = {"discriminative": Discriminative}
 
 # --------------------------------------------------------------------------------------------------- data
 
@@ -177,13 +133,6 @@ def load_folder(folder: Path) -> list[Sample]:
             raise ValueError(f"{images[name]}: image is {tuple(image.shape)} but its labels are {ids.shape}")
         samples.append(Sample(name, image, torch.from_numpy(ids), torch.from_numpy(depth_map(ids))))
     return samples
-
-
-class Batch(NamedTuple):
-    image: Tensor  # (B, n, n)
-    labels: Tensor  # (B, n, n)
-    depth: Tensor  # (B, n, n)
-    valid: Tensor  # (B, n, n), 1 inside the image, 0 beyond its edge
 
 
 def crop_grid(sample: Sample, size: int, zoom: float, rng: np.random.Generator) -> Tensor:
@@ -253,22 +202,17 @@ def double_conv(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class Maps(NamedTuple):
-    embeddings: Tensor  # (B, D, H, W)
-    foreground: Tensor  # (B, H, W) logits
-    depth: Tensor  # (B, H, W) logits
-
-
 class EmbeddingNet(nn.Module):
     """A U-Net on 2x2 blocks of pixels: four times fewer positions than pixels, and full-size maps out."""
 
-    def __init__(self, channels: int, coordinate_unit: float | None, widths: tuple[int, ...]) -> None:
+    def __init__(self, method: Method, widths: tuple[int, ...]) -> None:
         super().__init__()
-        self.coordinate_unit = coordinate_unit
+        self.coordinate_unit = method.coordinate_unit
+        self.split = [1, method.own_maps, method.channels]
         self.multiple = 2 ** len(widths)  # sides of the input must be a multiple of this
         self.down = nn.ModuleList(double_conv(a, b) for a, b in zip((8, *widths[:-1]), widths, strict=True))
         self.up = nn.ModuleList(double_conv(a + b, a) for a, b in pairwise(widths))
-        self.head = nn.Conv2d(widths[0], 4 * (channels + 2), 1)
+        self.head = nn.Conv2d(widths[0], 4 * sum(self.split), 1)
 
     def features(self, image: Tensor) -> Tensor:
         # The root lifts dim instances beside bright ones.
@@ -288,27 +232,15 @@ class EmbeddingNet(nn.Module):
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             features = self.features(image)
         maps = F.pixel_shuffle(self.head(features.float()), 2)
-        foreground, depth, embeddings = maps[:, 0], maps[:, 1], maps[:, 2:]
+        foreground, own, embeddings = maps.split(self.split, dim=1)
         if self.coordinate_unit is not None:
             rows, columns = ((torch.arange(n) - n / 2) / self.coordinate_unit for n in image.shape[1:])
             coordinates = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
             embeddings = torch.cat([embeddings[:, :2] + coordinates, embeddings[:, 2:]], dim=1)
-        return Maps(embeddings, foreground, depth)
+        return Maps(embeddings, foreground[:, 0], own)
 
 
 # ----------------------------------------------------------------------------------------------- training
-
-
-def losses(maps: Maps, batch: Batch, method: Method) -> dict[str, Tensor]:
-    def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-        each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-        return (each * batch.valid).sum() / batch.valid.sum()
-
-    return {
-        "embedding": method.loss(maps.embeddings, batch.labels),
-        "foreground": 2 * cross_entropy(maps.foreground, (batch.labels > 0).float()),
-        "depth": 2 * cross_entropy(maps.depth, batch.depth),
-    }
 
 
 def faster_precision(model: nn.Module, settings: Settings) -> str:
@@ -320,7 +252,7 @@ def faster_precision(model: nn.Module, settings: Settings) -> str:
         for _ in range(3):
             start = time.perf_counter()
             maps = trial(image, getattr(torch, precision))
-            torch.stack([output.mean() for output in maps]).sum().backward()
+            torch.stack([output.sum() for output in maps]).sum().backward()
             elapsed = time.perf_counter() - start
             seconds[precision] = min(elapsed, seconds.get(precision, elapsed))
     return min(seconds, key=lambda precision: seconds[precision])
@@ -337,7 +269,7 @@ def learning_rate(progress: float, settings: Settings) -> float:
 def train(samples: list[Sample], method: Method, settings: Settings) -> tuple[EmbeddingNet, dict[str, float]]:
     """A model trained for settings.minutes of wall time, and what it took."""
     torch.manual_seed(settings.seed)
-    model = EmbeddingNet(method.channels, method.coordinate_unit, settings.widths)
+    model = EmbeddingNet(method, settings.widths)
     start = time.perf_counter()
     settings.precision = faster_precision(model, settings)
     dtype = getattr(torch, settings.precision)
@@ -349,7 +281,10 @@ def train(samples: list[Sample], method: Method, settings: Settings) -> tuple[Em
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(elapsed / budget, settings)
             batch = crops.draw()
-            terms = losses(model(batch.image, dtype), batch, method)
+            maps = model(batch.image, dtype)
+            terms = method.losses(maps, batch, elapsed / budget)
+            target = (batch.labels > 0).float()
+            terms["foreground"] = 2 * cross_entropy(maps.foreground, target, batch.valid)
             optimizer.zero_grad()
             torch.stack(list(terms.values())).sum().backward()
             nn.utils.clip_grad_norm_(model.parameters(), settings.clip_gradient)
@@ -365,7 +300,6 @@ def train(samples: list[Sample], method: Method, settings: Settings) -> tuple[Em
 # ---------------------------------------------------------------------------------------------- inference
 
 
-@torch.no_grad()
 def predict_maps(model: EmbeddingNet, image: Tensor) -> Maps:
     """The maps of one image (H, W) of any size, without a batch dimension."""
     height, width = image.shape
@@ -375,44 +309,38 @@ def predict_maps(model: EmbeddingNet, image: Tensor) -> Maps:
     return Maps(*(output[0, ..., :height, :width] for output in maps))
 
 
-def group_pixels(maps: Maps, method: Method, settings: Settings) -> Tensor:
-    """Labels (H, W) of the foreground pixels: clusters of the core, deepest pixel first, then the rest."""
-    depth = maps.depth.sigmoid().flatten()
-    pixels = (maps.foreground.sigmoid() > settings.foreground).flatten().nonzero()[:, 0]
-    pixels = pixels[depth[pixels].argsort(descending=True, stable=True)]
-    points, core = maps.embeddings.flatten(1)[:, pixels], depth[pixels] > settings.core
-    labels = torch.zeros_like(depth, dtype=torch.int64)
-    if core.any():
-        labels[pixels] = method.group(points, core, settings)
-    return labels.view(maps.foreground.shape)
-
-
-def clean_up(labels: np.ndarray, settings: Settings) -> np.ndarray:
+def clean_up(instances: Instances, settings: Settings) -> Instances:
     """Splits instances into their connected parts, drops the small ones, numbers the others 1..K."""
+    labels = instances.labels.numpy()
     parts = connected_components(labels, background=0, connectivity=1)
+    origin = np.zeros(parts.max() + 1, dtype=np.int64)
+    origin[parts] = labels
     if settings.fill_holes:
         for index, box in enumerate(ndimage.find_objects(parts), start=1):
             holes = ndimage.binary_fill_holes(parts[box] == index) & (parts[box] == 0)
             parts[box][holes] = index
     keep = np.bincount(parts.ravel()) >= settings.min_size
     keep[0] = False
-    return (np.cumsum(keep) * keep)[parts]
+    numbered = (np.cumsum(keep) * keep)[parts]
+    return Instances(torch.from_numpy(numbered), instances.scores[origin[keep] - 1])
 
 
 class Segmentation(NamedTuple):
-    labels: np.ndarray  # (H, W), 0 = background, 1..K
+    instances: Instances
+    maps: Maps
     network_ms: float
     grouping_ms: float
 
 
+@torch.no_grad()
 def segment(model: EmbeddingNet, method: Method, image: Tensor, settings: Settings) -> Segmentation:
     start = time.perf_counter()
     maps = predict_maps(model, image)
     after_network = time.perf_counter()
-    labels = group_pixels(maps, method, settings).numpy()
+    instances = method.group(maps, maps.foreground.sigmoid() > settings.foreground)
     after_grouping = time.perf_counter()
     network_ms, grouping_ms = 1e3 * (after_network - start), 1e3 * (after_grouping - after_network)
-    return Segmentation(clean_up(labels, settings), network_ms, grouping_ms)
+    return Segmentation(clean_up(instances, settings), maps, network_ms, grouping_ms)
 
 
 # --------------------------------------------------------------------------------------------- evaluation
@@ -433,15 +361,51 @@ def average_precision(tp: int, fp: int, fn: int) -> float:
     return tp / max(1, tp + fp + fn)
 
 
+def coco_scores(predicted: Sequence[Instances], truth: Sequence[Tensor]) -> dict[str, float]:
+    """COCO's average precision of masks: over IoU 0.5 to 0.95, at 0.5 and at 0.75; -1 without any truth.
+
+    COCO looks at the 100 best detections of an image; an image of cells has more, and here all count.
+    """
+
+    def rows(labels: Sequence[Tensor], scores: Sequence[Tensor | None]) -> list[dict[str, Any]]:
+        found = [
+            instembed.detections(image, of_image, masks=False, rle=True)[0]
+            for image, of_image in zip(labels, scores, strict=True)
+        ]
+        return instembed.coco_results(found, range(len(found)))
+
+    annotations = rows(truth, [None] * len(truth))
+    for number, row in enumerate(annotations, start=1):
+        row |= {"id": number, "area": int(mask_area(row["segmentation"])), "iscrowd": 0}
+    results = rows([image.labels for image in predicted], [image.scores for image in predicted])
+    if not results:
+        return dict.fromkeys(("AP", "AP50", "AP75"), 0.0)
+    with contextlib.redirect_stdout(io.StringIO()):  # it talks a lot
+        coco = COCO()
+        images = [{"id": b, "height": len(labels), "width": len(labels[0])} for b, labels in enumerate(truth)]
+        coco.dataset = {"images": images, "categories": [{"id": 1}], "annotations": annotations}
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(results), "segm")
+        evaluation.params.maxDets = [max(len(image.scores) for image in predicted)]
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"][:, :, 0, 0, 0]  # (IoU thresholds, recalls)
+    means = {"AP": precision.mean(), "AP50": precision[0].mean(), "AP75": precision[5].mean()}
+    return {name: float(mean) for name, mean in means.items()}
+
+
 def evaluate(
     model: EmbeddingNet, method: Method, samples: list[Sample], settings: Settings
 ) -> dict[str, Any]:
-    """AP50 over all instances of all images, the same for every image, counting errors and times."""
+    """AP50 over all instances and for every image, COCO's average precision, counting errors and times."""
     per_image, totals = [], np.zeros(3, dtype=np.int64)
+    predicted: list[Instances] = []
     network_ms, grouping_ms = [], []
     for sample in tqdm(samples, unit="image", desc="evaluation"):
         result = segment(model, method, sample.image, settings)
-        tp, fp, fn = count_matches(result.labels, sample.labels.numpy())
+        predicted.append(result.instances)
+        tp, fp, fn = count_matches(result.instances.labels.numpy(), sample.labels.numpy())
         totals += (tp, fp, fn)
         network_ms.append(result.network_ms)
         grouping_ms.append(result.grouping_ms)
@@ -455,6 +419,7 @@ def evaluate(
         "tp": tp,
         "fp": fp,
         "fn": fn,
+        "coco": coco_scores(predicted, [sample.labels for sample in samples]),
         "mean_count_error": float(np.mean(errors)),  # instances per image, absolute
         "relative_count_error": sum(errors) / max(1, tp + fn),
         "network_ms_per_frame": float(np.median(network_ms)),
@@ -466,57 +431,68 @@ def evaluate(
 # ------------------------------------------------------------------------------------------- command line
 
 
-def save_checkpoint(path: Path, model: EmbeddingNet, settings: Settings) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"settings": asdict(settings), "model": model.state_dict()}, path)
+def describe(name: str, method: Method, settings: Settings) -> dict[str, Any]:
+    """What a checkpoint must remember beside the weights, and a report shows."""
+    return {"method": {"name": name, **asdict(method)}, "settings": asdict(settings)}
 
 
-def load_checkpoint(path: Path) -> tuple[EmbeddingNet, Settings]:
+def load_checkpoint(path: Path) -> tuple[EmbeddingNet, Method, Settings]:
     checkpoint = torch.load(path, weights_only=True)
     settings = Settings(**checkpoint["settings"])
-    method = METHODS[settings.method]()
-    model = EmbeddingNet(method.channels, method.coordinate_unit, settings.widths)
+    method = METHODS[checkpoint["method"].pop("name")](**checkpoint["method"])
+    model = EmbeddingNet(method, settings.widths)
     model.load_state_dict(checkpoint["model"])
-    return model.eval(), settings
+    return model.eval(), method, settings
 
 
-def save_prediction(path: Path, image: Tensor, labels: np.ndarray, folder: Path) -> None:
-    """NAME_labels.png, 16-bit ids, and NAME_overlay.png, the instances in colour on the image."""
+def save_prediction(path: Path, image: Tensor, labels: Tensor, shown: Sequence[Tensor], folder: Path) -> None:
+    """NAME_labels.png, 16-bit ids, and NAME_overlay.png: instances in colour on the image, then the maps."""
     folder.mkdir(parents=True, exist_ok=True)
     name = path.stem.removesuffix("_image")
-    Image.fromarray(labels.astype(np.uint16)).save(folder / f"{name}_labels.png")
-    grey = image.sqrt().numpy()
-    overlay = mark_boundaries(label2rgb(labels, grey, alpha=0.35, bg_label=0), labels, color=(1, 1, 1))
-    Image.fromarray((255 * overlay).clip(0, 255).astype(np.uint8)).save(folder / f"{name}_overlay.png")
+    ids = labels.numpy()
+    Image.fromarray(ids.astype(np.uint16)).save(folder / f"{name}_labels.png")
+    colours = label2rgb(ids, image.sqrt().numpy(), alpha=0.35, bg_label=0)
+    panels = [mark_boundaries(colours, ids, color=(1, 1, 1)), *map(heat, shown)]
+    picture = (255 * np.concatenate(panels, axis=1)).clip(0, 255).astype(np.uint8)
+    Image.fromarray(picture).save(folder / f"{name}_overlay.png")
+
+
+def heat(values: Tensor) -> np.ndarray:
+    """(H, W) in 0..1 to colours (H, W, 3), from black over red and yellow to white."""
+    return (3 * values[..., None] - torch.arange(3)).clamp(0, 1).numpy()
 
 
 def train_and_report(args: argparse.Namespace) -> None:
-    settings = Settings(args.method, args.minutes, args.seed, fill_holes=args.fill_holes)
     method = METHODS[args.method]()
+    settings = Settings(args.minutes or method.minutes, args.seed, fill_holes=args.fill_holes)
     train_samples, val_samples = load_folder(args.train), load_folder(args.val)
     print(f"{len(train_samples)} training images, {len(val_samples)} validation images")
     model, effort = train(train_samples, method, settings)
     if args.checkpoint:
-        save_checkpoint(args.checkpoint, model, settings)
+        args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        described = describe(args.method, method, settings)
+        torch.save({**described, "model": model.state_dict()}, args.checkpoint)
     result = evaluate(model, method, val_samples, settings)
     machine = {"threads": torch.get_num_threads(), "torch": torch.__version__}
-    report = {**result, **effort, "settings": asdict(settings), "machine": machine}
+    report = {**result, **effort, **describe(args.method, method, settings), "machine": machine}
     args.report.parent.mkdir(parents=True, exist_ok=True)
     args.report.write_text(json.dumps(report, indent=2) + "\n")
     print(
-        f"AP50 {result['ap50']:.3f} (TP {result['tp']}, FP {result['fp']}, FN {result['fn']}) "
+        f"AP50 {result['ap50']:.3f} (TP {result['tp']}, FP {result['fp']}, FN {result['fn']}), "
+        f"COCO AP {result['coco']['AP']:.3f} "
         f"after {effort['training_seconds']:.0f} s of training, "
         f"{result['grouping_ms_per_frame']:.1f} ms per frame for grouping; report in {args.report}"
     )
 
 
 def predict(args: argparse.Namespace) -> None:
-    model, settings = load_checkpoint(args.checkpoint)
+    model, method, settings = load_checkpoint(args.checkpoint)
     settings.fill_holes |= args.fill_holes
     image = read_image(args.predict)
-    result = segment(model, METHODS[settings.method](), image, settings)
-    save_prediction(args.predict, image, result.labels, args.output)
-    print(f"{result.labels.max()} instances in {args.predict}; labels and overlay in {args.output}")
+    result = segment(model, method, image, settings)
+    labels = result.instances.labels
+    save_prediction(args.predict, image, labels, method.shown(result.maps), args.output)
+    print(f"{labels.max()} instances in {args.predict}; labels and overlay in {args.output}")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -531,7 +507,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--predict", type=Path, metavar="IMAGE", help="image to segment, instead of training")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the labels and the overlay")
     parser.add_argument("--method", choices=sorted(METHODS), default="discriminative")
-    parser.add_argument("--minutes", type=float, default=Settings.minutes, help="wall time of training")
+    parser.add_argument("--minutes", type=float, help="wall time of training (default: the method's)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     parser.add_argument("--fill-holes", action="store_true", help="fill background holes in instances")
@@ -540,7 +516,7 @@ def parse_arguments() -> argparse.Namespace:
     missing = [f"--{name}" for name in needed if getattr(args, name) is None]
     if missing:
         parser.error(f"{'prediction' if args.predict else 'training'} also needs {', '.join(missing)}")
-    if args.minutes <= 0:
+    if args.minutes is not None and args.minutes <= 0:
         parser.error("--minutes must be positive")
     return args
 

@@ -1,0 +1,10 @@
+"""Ways of embedding pixels: what each trains, and how it groups. A new one is a module and a name below."""
+
+from collections.abc import Callable
+
+from methods.common import Batch, Instances, Maps, Method
+from methods.discriminative import Discriminative
+
+METHODS: dict[str, Callable[..., Method]] = {"discriminative": Discriminative}
+
+__all__ = ["METHODS", "Batch", "Instances", "Maps", "Method"]
