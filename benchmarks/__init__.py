@@ -8,6 +8,7 @@ from benchmarks import (
     instance_pool,
     label_statistics,
     mean_shift,
+    recurrent_mean_shift,
     seeds,
 )
 
@@ -15,6 +16,7 @@ ENTRIES = [
     *discriminative.ENTRIES,
     *associative_embedding.ENTRIES,
     *mean_shift.ENTRIES,
+    *recurrent_mean_shift.ENTRIES,
     *group_keypoints.ENTRIES,
     *label_statistics.ENTRIES,
     *instance_pool.ENTRIES,

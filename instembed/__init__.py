@@ -6,11 +6,13 @@ from instembed import reference
 from instembed.grouping import (
     Grouping,
     Poses,
+    RecurrentMeanShift,
     SeededGrouping,
     Seeds,
     group_keypoints,
     grow_seeds,
     mean_shift,
+    recurrent_mean_shift,
     select_seeds,
 )
 from instembed.losses import (
@@ -51,6 +53,7 @@ __all__ = [
     "LabelStatistics",
     "MeanShift",
     "Poses",
+    "RecurrentMeanShift",
     "SeededGrouping",
     "SeedinessHead",
     "Seeds",
@@ -68,6 +71,7 @@ __all__ = [
     "location_read_points",
     "mean_shift",
     "read_location_maps",
+    "recurrent_mean_shift",
     "reference",
     "seed_mask_iou",
     "seediness_loss",

@@ -88,6 +88,34 @@ def mean_shift(
     tol: float,
     threads: int,
 ) -> MeanShiftResult: ...
+def recurrent_mean_shift_forward(
+    points: Array,
+    mask: Array | None,
+    offsets: Array | None,
+    shifted: Array,
+    norms: Array,
+    denominators: Array,
+    *,
+    bandwidth: float,
+    step: float,
+    tolerance: float,
+    threads: int,
+) -> None: ...
+def recurrent_mean_shift_backward(
+    grad_shifted: Array,
+    points: Array,
+    mask: Array | None,
+    offsets: Array | None,
+    shifted: Array,
+    norms: Array,
+    denominators: Array,
+    grad: Array,
+    *,
+    bandwidth: float,
+    step: float,
+    tolerance: float,
+    threads: int,
+) -> None: ...
 def group_keypoints(
     heatmaps: Array,
     tags: Array,

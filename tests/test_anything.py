@@ -91,6 +91,25 @@ def test_mean_shift(
 
 
 @EXAMPLES
+@given(batches(), st.sampled_from([0.05, 0.5, 30.0]), st.sampled_from([0.3, 1.0]), st.booleans())
+def test_recurrent_mean_shift(
+    batch: tuple[Tensor, Tensor], bandwidth: float, step: float, masked: bool
+) -> None:
+    embeddings, labels = batch
+    embeddings = embeddings[..., :200]
+    options = {"iterations": 2, "step": step, "mask": labels[..., :200] if masked else None}
+    ours, exact = embeddings.detach().requires_grad_(), embeddings.detach().double().requires_grad_()
+    shifted = instembed.recurrent_mean_shift(ours, bandwidth, **options)
+    norms = torch.linalg.vector_norm(shifted, dim=1)
+    assert shifted.shape == embeddings.shape and (((norms - 1).abs() < 1e-5) | (norms == 0)).all()
+    shifted.sum().backward()
+    assert ours.grad.isfinite().all()
+    if embeddings.dtype == torch.float64 and bandwidth < 30:  # where points may cancel up to rounding
+        expected = reference.recurrent_mean_shift(exact, bandwidth, **options)
+        torch.testing.assert_close(shifted, expected, rtol=0, atol=1e-4)
+
+
+@EXAMPLES
 @given(batches(), st.none() | IDS, st.none() | IDS)
 def test_label_statistics(batch: tuple[Tensor, Tensor], background: int | None, ignore: int | None) -> None:
     labels = batch[1]
@@ -237,6 +256,7 @@ FUNCTIONS = {
     "read_location_maps": ["limbs", "root"],
     "location_read_points": ["limbs", "root"],
     "mean_shift": ["mask", "offsets", "seeding", "min_size", "max_instances", "leftovers", "max_iter", "tol"],
+    "recurrent_mean_shift": ["iterations", "step", "mask", "offsets", "tolerance", "backprop_iterations"],
     "label_statistics": ["background", "ignore_index", "max_instances"],
     "instance_pool": ["reduce", "max_instances", "background", "ignore_index", "offsets", "return_ids"],
     "detections": ["scores", "classes", "masks", "rle"],

@@ -56,12 +56,15 @@ INSTEMBED_INLINE void store(T* to, const V& v) {
 }
 
 template <class T>
-INSTEMBED_INLINE Vec<T> splat(T value) {
-  return value - Vec<T>{};
-}
-
-template <class T>
 using MaskLane = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+
+// By bits: GCC fills the lanes of a wide vector of floats one after the other.
+template <class T>
+INSTEMBED_INLINE Vec<T> splat(T value) {
+  MaskLane<T> bits;
+  std::memcpy(&bits, &value, sizeof(T));
+  return reinterpret_cast<Vec<T>>(bits - Vec<MaskLane<T>>{});
+}
 
 // Ones, then zeros: a load from the right place gives the mask of any number of first lanes.
 template <class T>

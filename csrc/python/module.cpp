@@ -12,6 +12,7 @@
 #include "label_statistics/label_statistics.h"
 #include "mean_shift/mean_shift.h"
 #include "python/array_caster.h"
+#include "recurrent_mean_shift/recurrent_mean_shift.h"
 #include "seeds/seeds.h"
 
 namespace py = pybind11;
@@ -121,6 +122,37 @@ void bind_mean_shift(py::module_& module) {
       py::arg("embeddings"), py::arg("mask"), py::arg("offsets"), py::arg("labels"), py::kw_only(),
       py::arg("bandwidth"), py::arg("all_points"), py::arg("nearest"), py::arg("min_size"),
       py::arg("max_iter"), py::arg("tol"), py::arg("threads"));
+}
+
+void bind_recurrent_mean_shift(py::module_& module) {
+  using namespace recurrent_mean_shift;
+
+  module.def(
+      "recurrent_mean_shift_forward",
+      [](const Array& points, const OptionalArray& mask, const OptionalArray& offsets,
+         const Array& shifted, const Array& norms, const Array& denominators, double bandwidth,
+         double step, double tolerance, int threads) {
+        const py::gil_scoped_release release;
+        forward(points, pointer(mask), pointer(offsets), {bandwidth, step, tolerance}, shifted,
+                {norms, denominators}, threads);
+      },
+      py::arg("points"), py::arg("mask"), py::arg("offsets"), py::arg("shifted"), py::arg("norms"),
+      py::arg("denominators"), py::kw_only(), py::arg("bandwidth"), py::arg("step"),
+      py::arg("tolerance"), py::arg("threads"));
+
+  module.def(
+      "recurrent_mean_shift_backward",
+      [](const Array& grad_shifted, const Array& points, const OptionalArray& mask,
+         const OptionalArray& offsets, const Array& shifted, const Array& norms,
+         const Array& denominators, const Array& grad, double bandwidth, double step,
+         double tolerance, int threads) {
+        const py::gil_scoped_release release;
+        backward(grad_shifted, points, shifted, pointer(mask), pointer(offsets),
+                 {bandwidth, step, tolerance}, {norms, denominators}, grad, threads);
+      },
+      py::arg("grad_shifted"), py::arg("points"), py::arg("mask"), py::arg("offsets"),
+      py::arg("shifted"), py::arg("norms"), py::arg("denominators"), py::arg("grad"), py::kw_only(),
+      py::arg("bandwidth"), py::arg("step"), py::arg("tolerance"), py::arg("threads"));
 }
 
 void bind_group_keypoints(py::module_& module) {
@@ -319,6 +351,7 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
   bind_associative_embedding(module);
   bind_discriminative(module);
   bind_mean_shift(module);
+  bind_recurrent_mean_shift(module);
   bind_group_keypoints(module);
   bind_label_statistics(module);
   bind_instance_pool(module);

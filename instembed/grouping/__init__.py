@@ -3,15 +3,18 @@
 from instembed.grouping.group_keypoints import Poses, group_keypoints
 from instembed.grouping.grow_seeds import SeededGrouping, grow_seeds
 from instembed.grouping.mean_shift import Grouping, mean_shift
+from instembed.grouping.recurrent_mean_shift import RecurrentMeanShift, recurrent_mean_shift
 from instembed.grouping.select_seeds import Seeds, select_seeds
 
 __all__ = [
     "Grouping",
     "Poses",
+    "RecurrentMeanShift",
     "SeededGrouping",
     "Seeds",
     "group_keypoints",
     "grow_seeds",
     "mean_shift",
+    "recurrent_mean_shift",
     "select_seeds",
 ]

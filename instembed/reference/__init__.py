@@ -9,6 +9,7 @@ from instembed.reference.instance_pool import instance_pool
 from instembed.reference.label_statistics import label_statistics
 from instembed.reference.location_maps import read_location_maps
 from instembed.reference.mean_shift import mean_shift
+from instembed.reference.recurrent_mean_shift import recurrent_mean_shift
 from instembed.reference.seediness import seed_mask_iou, seediness_loss
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "label_statistics",
     "mean_shift",
     "read_location_maps",
+    "recurrent_mean_shift",
     "seed_mask_iou",
     "seediness_loss",
     "select_seeds",

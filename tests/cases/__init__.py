@@ -11,6 +11,7 @@ from tests.cases import (
     label_statistics,
     location_maps,
     mean_shift,
+    recurrent_mean_shift,
     seeds,
 )
 from tests.cases.common import BadInput, OpCases
@@ -24,6 +25,7 @@ _FAMILIES = (
     label_statistics,
     location_maps,
     mean_shift,
+    recurrent_mean_shift,
     seeds,
 )
 

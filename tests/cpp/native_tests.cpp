@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <random>
 #include <vector>
@@ -21,6 +22,7 @@
 #include "instance_pool/instance_pool.h"
 #include "label_statistics/label_statistics.h"
 #include "mean_shift/mean_shift.h"
+#include "recurrent_mean_shift/recurrent_mean_shift.h"
 #include "seeds/seeds.h"
 
 namespace instembed {
@@ -195,6 +197,61 @@ void test_mean_shift(DType dtype, int64_t images, int64_t channels, int64_t pixe
       CHECK(labels.as<int64_t>()[i] <= instances.as<int64_t>()[i / std::max<int64_t>(1, pixels)]);
     }
     results.emplace_back(labels.raw(), labels.raw() + labels.bytes());
+  }
+  CHECK(results[0] == results[1]);
+}
+
+// Unit vectors along a few axes and their neighbours; some are zero, some NaN.
+void fill_directions(Buffer& points, int64_t images, int64_t channels, int64_t pixels) {
+  std::normal_distribution<double> normal;
+  const auto& stride = static_cast<const Array&>(points).strides;
+  for (int64_t b = 0; b < images; ++b) {
+    for (int64_t i = 0; i < pixels; ++i) {
+      std::vector<double> x(channels);
+      double square = 0;
+      x[draw(0, channels - 1)] = 1;
+      for (double& value : x) {
+        value += 0.1 * normal(generator);
+        square += value * value;
+      }
+      const double scale = draw(0, 9) ? 1 / std::sqrt(square) : (draw(0, 1) ? 0 : NAN);
+      for (int64_t d = 0; d < channels; ++d) {
+        const int64_t at = b * stride[0] + d * stride[1] + i * stride[2];
+        if (static_cast<const Array&>(points).dtype == DType::f64) {
+          points.as<double>()[at] = scale * x[d];
+        } else {
+          points.as<float>()[at] = static_cast<float>(scale * x[d]);
+        }
+      }
+    }
+  }
+}
+
+void test_recurrent_mean_shift(DType dtype, int64_t images, int64_t channels, int64_t pixels,
+                               bool interleaved) {
+  using namespace recurrent_mean_shift;
+  const std::vector<int> layout =
+      interleaved ? std::vector<int>{0, 2, 1} : std::vector<int>{0, 1, 2};
+  const std::vector<int64_t> shape{images, channels, pixels};
+  Buffer points(dtype, shape, layout), weights(dtype, shape, layout);
+  fill_directions(points, images, channels, pixels);
+  fill_normal(weights, dtype);
+  Buffer mask = make_labels({images, pixels}, 2, 5);
+  const Rule rule{0.05 * static_cast<double>(draw(1, 20)), 0.5 * static_cast<double>(draw(0, 2)),
+                  draw(0, 1) ? 1e-6 : 0.0};
+  std::vector<std::vector<char>> results;
+  for (const int threads : {1, 2}) {
+    Buffer shifted(dtype, shape, layout), grad(dtype, shape, layout);
+    Buffer norms(dtype, {images, pixels}), denominators(dtype, {images, pixels});
+    const State state{norms, denominators};
+    forward(points, &mask, nullptr, rule, shifted, state, threads);
+    backward(weights, points, shifted, &mask, nullptr, rule, state, grad, threads);
+    std::vector<char> bits;
+    for (const auto& array :
+         {std::cref(shifted), std::cref(grad), std::cref(norms), std::cref(denominators)}) {
+      bits.insert(bits.end(), array.get().raw(), array.get().raw() + array.get().bytes());
+    }
+    results.push_back(std::move(bits));
   }
   CHECK(results[0] == results[1]);
 }
@@ -431,6 +488,8 @@ void run() {
       test_mean_shift(dtype, images, std::min<int64_t>(channels, 6),
                       std::min<int64_t>(pixels, 1500), interleaved,
                       draw(0, 1) ? mean_shift::Seeding::peel : mean_shift::Seeding::all);
+      test_recurrent_mean_shift(accumulation(dtype), images, channels,
+                                std::min<int64_t>(pixels, 1500), interleaved);
       test_instance_pool(dtype, images, channels, pixels, interleaved, draw(0, 1) ? 1 : 20);
       test_label_statistics(images, draw(0, 30), draw(0, 30));
       test_group_keypoints(dtype, images, draw(1, 6), interleaved);
