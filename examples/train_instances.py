@@ -277,7 +277,7 @@ def train(samples: list[Sample], method: Method, settings: Settings) -> tuple[Em
     crops = Crops(samples, settings)
     budget, steps, elapsed = 60 * settings.minutes, 0, 0.0
     with tqdm(total=round(budget), unit="s", desc="training") as bar:
-        while (elapsed := time.perf_counter() - start) < budget:
+        while (elapsed := time.perf_counter() - start) < budget or not steps:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(elapsed / budget, settings)
             batch = crops.draw()

@@ -55,8 +55,12 @@ INSTEMBED_INLINE void store(T* to, const V& v) {
   std::memcpy(to, &v, sizeof(V));
 }
 
+// The integer that is as wide as a lane.
 template <class T>
-using MaskLane = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+using MaskLane =
+    std::conditional_t<sizeof(T) == 8, int64_t,
+                       std::conditional_t<sizeof(T) == 4, int32_t,
+                                          std::conditional_t<sizeof(T) == 2, int16_t, int8_t>>>;
 
 // By bits: GCC fills the lanes of a wide vector of floats one after the other.
 template <class T>
