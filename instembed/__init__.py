@@ -3,6 +3,7 @@
 __version__ = "0.1.0"
 
 from instembed import reference
+from instembed._native import cuda_available, set_overflow_checks
 from instembed.grouping import (
     Grouping,
     Poses,
@@ -60,6 +61,7 @@ __all__ = [
     "associative_embedding_loss",
     "associative_embedding_terms",
     "coco_results",
+    "cuda_available",
     "detections",
     "discriminative_loss",
     "discriminative_terms",
@@ -77,6 +79,7 @@ __all__ = [
     "seediness_loss",
     "seediness_weight",
     "select_seeds",
+    "set_overflow_checks",
 ]
 
 
