@@ -4,9 +4,11 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet -c constraints.txt
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc instembed -name '*.[ch]*' -o -name '*.py*' | grep -v pycache)
-CPP := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp')
+CPP := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CMAKE = $(VENV)/bin/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -DINSTEMBED_WERROR=ON
+ARCHITECTURES ?= 75,90
 
-.PHONY: demo test sanitize lint format bench clean
+.PHONY: cuda demo gpu simulator test sanitize lint format bench clean
 
 demo: $(VENV)/demo ## train on crowded scenes, group them, compare, draw
 	$(RUN) examples/demo.py
@@ -15,11 +17,29 @@ test: $(VENV)/test ## all tests
 	MALLOC_PERTURB_=1 $(RUN) -m pytest  # fresh memory holds huge numbers: what is not written shows
 
 sanitize: $(VENV)/test ## native tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(VENV)/bin/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja \
-	  -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG='-O1 -g1' -DINSTEMBED_PYTHON=OFF -DINSTEMBED_TESTS=ON -DINSTEMBED_WERROR=ON \
-	  -DINSTEMBED_SANITIZE=address,undefined
+	$(CMAKE) -B build/sanitize -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG='-O1 -g1' -DINSTEMBED_PYTHON=OFF \
+	  -DINSTEMBED_CUDA=OFF -DINSTEMBED_TESTS=ON -DINSTEMBED_SIMULATOR=ON -DINSTEMBED_SANITIZE=address,undefined
 	$(VENV)/bin/cmake --build build/sanitize
 	OMP_NUM_THREADS=2 build/sanitize/native_tests
+	OMP_NUM_THREADS=2 build/sanitize/simulated_kernels 1
+
+simulator: $(VENV)/test ## CUDA kernels on the CPU: every kernel under 20 random schedules
+	$(RUN) -m pip --disable-pip-version-check install --quiet pybind11
+	$(CMAKE) -B build/simulator -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG='-O2 -g1' -DINSTEMBED_CUDA=OFF \
+	  -DINSTEMBED_SIMULATOR=ON -DINSTEMBED_TESTS=OFF -DPython_EXECUTABLE=$(abspath $(RUN)) -Dpybind11_DIR=$$($(RUN) -m pybind11 --cmakedir)
+	$(VENV)/bin/cmake --build build/simulator --target simulated_kernels simulated_core
+	build/simulator/simulated_kernels 20
+	$(RUN) -m pytest tests/test_cuda.py --simulated-core build/simulator/simulated_core*.so
+
+cuda: $(VENV)/test ## CUDA kernels compiled for ARCHITECTURES (all-major: those of a wheel); no spills, no local memory
+	@command -v nvcc > /dev/null || { echo '*** nvcc was not found: THE CUDA KERNELS WERE NOT COMPILED ***'; exit 0; }; \
+	set -e; rm -rf build/cuda; \
+	$(CMAKE) -B build/cuda -DINSTEMBED_PYTHON=OFF -DINSTEMBED_CUDA=ON -DINSTEMBED_CUDA_ARCHITECTURES=$(ARCHITECTURES) > build/cuda.log; \
+	$(VENV)/bin/cmake --build build/cuda --target instembed_cuda -v >> build/cuda.log 2>&1 || { tail -50 build/cuda.log; exit 1; }; \
+	$(RUN) tests/cpp/check_resources.py build/cuda.log $$(echo $(ARCHITECTURES) | tr -c '0-9\n' ' ')
+
+gpu: ## on a machine with a GPU and torch: build in place, tests, compute-sanitizer, benchmarks
+	PYTHON=$(PYTHON) tests/gpu.sh
 
 lint: $(VENV)/lint ## style and types
 	$(VENV)/bin/ruff check .

@@ -10,6 +10,43 @@ cuda: bool
 # Only where `cuda` is true: arrays live on one device, `stream` is the handle of one of its streams, and
 # `workspace` is uint8 of the size that the function beside it tells.
 def cuda_device_count() -> int: ...
+def discriminative_cuda_slot_bytes(capacity: int) -> int: ...
+def discriminative_cuda_workspace(
+    embeddings: Array,
+    offsets: Array | None,
+    options: DiscriminativeOptions,
+    capacity: int,
+    *,
+    backward: bool,
+) -> int: ...
+def discriminative_forward_cuda(
+    embeddings: Array,
+    labels: Array,
+    offsets: Array | None,
+    options: DiscriminativeOptions,
+    terms: Array,
+    images: Array,
+    counts: Array,
+    vectors: Array,
+    slots: Array,
+    workspace: Array,
+    *,
+    stream: int,
+) -> None: ...
+def discriminative_backward_cuda(
+    embeddings: Array,
+    offsets: Array | None,
+    options: DiscriminativeOptions,
+    grad_terms: Array,
+    images: Array,
+    counts: Array,
+    vectors: Array,
+    slots: Array,
+    grad: Array,
+    workspace: Array,
+    *,
+    stream: int,
+) -> None: ...
 def label_statistics_cuda_workspace(labels: Array, capacity: int) -> int: ...
 def label_statistics_cuda(
     labels: Array,

@@ -107,6 +107,10 @@ def set_overflow_checks(enabled: bool) -> None:
     _overflow_checks = enabled
 
 
+def overflow_checks() -> bool:
+    return _overflow_checks
+
+
 def check_overflow(num_instances: torch.Tensor, capacity: int) -> None:
     """Raises where a (B,) count exceeds the capacity, if the user asked for that."""
     if _overflow_checks and num_instances.numel() > 0 and int(num_instances.max()) > capacity:

@@ -13,6 +13,7 @@ from torch import Tensor
 import instembed
 from instembed import LabelStatistics, _native, reference
 from instembed._arguments import INTEGER
+from tests.comparing import assert_close
 
 
 @pytest.fixture(params=["simulated", pytest.param("cuda", marks=pytest.mark.cuda)])
@@ -122,3 +123,204 @@ def test_label_statistics_overflow_check(device: str, overflow_checks: None) -> 
     labels = torch.arange(200).reshape(1, 10, 20).to(device)
     with pytest.raises(ValueError, match="max_instances=150"):
         instembed.label_statistics(labels, max_instances=150)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Discriminative loss
+
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+def loss_and_gradient(
+    embeddings: Tensor, labels: Tensor, device: str, **options: object
+) -> tuple[Tensor, Tensor]:
+    leaf = embeddings.detach().to(device).requires_grad_()
+    if isinstance(options.get("offsets"), Tensor):
+        options["offsets"] = options["offsets"].to(device)
+    loss = instembed.discriminative_loss(leaf, labels.to(device), reduction="none", **options)
+    loss.sum().backward()
+    return loss.detach().cpu(), leaf.grad.cpu()
+
+
+def assert_same_loss(embeddings: Tensor, labels: Tensor, device: str, **options: object) -> None:
+    loss, gradient = loss_and_gradient(embeddings, labels, device, **options)
+    exact = embeddings.detach().double().requires_grad_()
+    options.pop("max_instances", None)
+    expected = reference.discriminative_loss(exact, labels, reduction="none", **options)
+    expected.sum().backward()
+    assert_close(loss, expected.detach(), 1e-11 if embeddings.dtype == torch.float64 else 5e-6)
+    assert gradient.dtype == embeddings.dtype
+    assert_close(gradient, exact.grad, TOLERANCE[embeddings.dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("layout", ["planar", "channels_last", "cropped", "transposed"])
+def test_loss_types_and_layouts(device: str, dtype: torch.dtype, layout: str) -> None:
+    embeddings = torch.randn(2, 8, 24, 28).to(dtype)
+    if layout == "channels_last":
+        embeddings = embeddings.contiguous(memory_format=torch.channels_last)
+    elif layout == "cropped":
+        embeddings = embeddings[:, :, 1:, 3:]
+    elif layout == "transposed":
+        embeddings = embeddings.transpose(2, 3)
+    labels = labels_of_blocks(2, *embeddings.shape[2:])
+    assert_same_loss(embeddings, labels, device)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"norm": 1},
+        {"variance": "pixel"},
+        {"background_push": 0.7, "norm": 1},
+        {"background_push": 1.0, "ignore_index": 2},
+        {"background": None},
+        {"background": 3, "ignore_index": 0},
+        {"delta_var": 1e-9, "delta_dist": 1e-9},
+    ],
+    ids=str,
+)
+def test_loss_options(device: str, options: dict) -> None:
+    assert_same_loss(torch.randn(2, 5, 17, 23), labels_of_blocks(2, 17, 23), device, **options)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 21])
+@pytest.mark.parametrize("spatial", [(1,), (1025,), (17, 1), (3, 5, 7)], ids=str)
+def test_loss_sizes(device: str, channels: int, spatial: tuple[int, ...]) -> None:
+    assert_same_loss(torch.randn(2, channels, *spatial), labels_of_blocks(2, *spatial), device)
+
+
+def test_loss_of_points_with_offsets(device: str) -> None:
+    embeddings, labels = torch.randn(500, 6), torch.randint(0, 9, (500,)) * 2**40
+    offsets = torch.tensor([0, 0, 10, 10, 300, 500])
+    assert_same_loss(embeddings, labels, device, offsets=offsets)
+    assert_same_loss(embeddings, labels, device, offsets=offsets, background_push=1.0)
+    assert_same_loss(embeddings, labels, device)
+
+
+def test_loss_without_instances_is_zero(device: str) -> None:
+    for shape in ((0, 3, 4, 4), (2, 3, 0, 4), (2, 3, 4, 4)):
+        labels = torch.zeros(shape[:1] + shape[2:], dtype=torch.int64)
+        loss, gradient = loss_and_gradient(torch.randn(shape), labels, device, background_push=1.0)
+        assert not loss.any() and not gradient.any()
+
+
+def test_loss_of_too_many_instances_is_nan(device: str) -> None:
+    labels = torch.arange(1, 401).reshape(1, 20, 20).repeat(2, 1, 1)
+    labels[1] = 5
+    loss, gradient = loss_and_gradient(torch.randn(2, 3, 20, 20), labels, device, max_instances=399)
+    assert loss[0].isnan() and gradient[0].isnan().all()
+    assert loss[1].isfinite() and gradient[1].isfinite().all()
+    assert_same_loss(torch.randn(2, 3, 20, 20), labels, device, max_instances=400)
+
+
+def test_loss_of_wrong_offsets_is_nan(device: str) -> None:
+    for wrong in ([0, 90, 40, 100], [0, 50, 99, 200], [1, 50, 60, 100], [0, -5, 60, 100]):
+        loss, gradient = loss_and_gradient(
+            torch.randn(100, 3), torch.randint(0, 4, (100,)), device, offsets=torch.tensor(wrong)
+        )
+        assert loss.isnan().all() and gradient.isnan().all()
+
+
+def test_loss_overflow_check(device: str, overflow_checks: None) -> None:
+    embeddings, labels = torch.randn(1, 2, 100).to(device), torch.arange(100)[None].to(device)
+    with pytest.raises(ValueError, match="max_instances=9 "):
+        instembed.discriminative_loss(embeddings, labels, max_instances=9)
+    with pytest.raises(ValueError, match="offsets"):
+        instembed.discriminative_loss(
+            embeddings[0].t(), labels[0], offsets=torch.tensor([0, 101], device=device)
+        )
+
+
+def test_bad_embeddings_show_in_their_own_image_only(device: str) -> None:
+    embeddings, labels = torch.randn(2, 4, 20, 20), labels_of_blocks(2, 20, 20).clamp(min=1)
+    for value in (float("nan"), float("inf")):
+        embeddings[0, 2, 3, 4] = value
+        loss, gradient = loss_and_gradient(embeddings, labels, device)
+        assert loss[0].isnan() and loss[1].isfinite() and gradient[1].isfinite().all()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What only a GPU can show
+
+gpu = pytest.mark.cuda
+
+
+@pytest.fixture
+def workload() -> tuple[Tensor, Tensor]:
+    if not instembed.cuda_available():
+        pytest.skip("needs a GPU")
+    labels = labels_of_blocks(2, 200, 300, ids=30, size=9).cuda()
+    return torch.randn(2, 16, 200, 300, device="cuda", requires_grad=True), labels
+
+
+def step(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    loss = instembed.discriminative_loss(embeddings, labels)
+    (gradient,) = torch.autograd.grad(loss, embeddings)
+    return loss.detach(), gradient, instembed.label_statistics(labels).boxes
+
+
+def assert_same_step(results: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    for a, b in zip(results, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@gpu
+def test_same_bits_in_every_run(workload: tuple[Tensor, Tensor]) -> None:
+    expected = step(*workload)
+    for _ in range(20):
+        assert_same_step(step(*workload), expected)
+
+
+@gpu
+def test_no_synchronisation(workload: tuple[Tensor, Tensor]) -> None:
+    step(*workload)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(*workload)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@gpu
+def test_other_streams(workload: tuple[Tensor, Tensor]) -> None:
+    expected = step(*workload)
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    results = []
+    torch.cuda.synchronize()
+    for stream in streams:
+        with torch.cuda.stream(stream):
+            results.append(step(*workload))
+    torch.cuda.synchronize()
+    for result in results:
+        assert_same_step(result, expected)
+
+
+@gpu
+def test_graph_capture_and_replay(workload: tuple[Tensor, Tensor]) -> None:
+    embeddings, labels = workload
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step(embeddings, labels)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step(embeddings, labels)
+    with torch.no_grad():
+        embeddings.copy_(torch.randn_like(embeddings))
+        labels.copy_(labels.flip(1))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert_same_step(captured, step(embeddings, labels))
+
+
+@gpu
+def test_opcheck_on_cuda() -> None:
+    if not instembed.cuda_available():
+        pytest.skip("needs a GPU")
+    embeddings = torch.randn(2, 3, 5, 6, device="cuda", requires_grad=True)
+    labels = torch.randint(0, 4, (2, 5, 6), device="cuda")
+    arguments = (embeddings, labels, None, 0.5, 1.5, 2, 0, None, False, False, None, True)
+    torch.library.opcheck(torch.ops.instembed.discriminative_terms.default, arguments)
+    torch.library.opcheck(torch.ops.instembed.label_statistics.default, (labels, 0, None, None))

@@ -64,7 +64,9 @@ void launch(void (*kernel)(Parameters...), const char* name, int64_t blocks, int
                                static_cast<int>(shared_bytes)),
           name);
   }
-  kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream> > >(arguments...);
+  // clang-format off
+  kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream>>>(arguments...);
+  // clang-format on
   check(cudaGetLastError(), name);
 }
 

@@ -41,7 +41,7 @@ struct IdTables {            // of all images, image after image
   }
 };
 
-__global__ void __launch_bounds__(256) clear_tables_kernel(IdTables tables, int64_t images) {
+static __global__ void __launch_bounds__(256) clear_tables_kernel(IdTables tables, int64_t images) {
   const int64_t n = images * tables.places();
   const int64_t step = static_cast<int64_t>(gridDim.x) * 256;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x; i < n; i += step) {
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(256) clear_tables_kernel(IdTables tables, int6
   }
 }
 
-inline void clear_tables(const IdTables& tables, int64_t images, Stream stream) {
+static inline void clear_tables(const IdTables& tables, int64_t images, Stream stream) {
   const int64_t n = images * tables.places();
   launch(clear_tables_kernel, "clear_tables", (n + 1023) / 1024, 256, 0, stream, tables, images);
 }

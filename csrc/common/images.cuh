@@ -63,7 +63,7 @@ struct Strides {
   }
 };
 
-__global__ void __launch_bounds__(256)
+static __global__ void __launch_bounds__(256)
     check_offsets_kernel(const int64_t* offsets, int64_t images, int64_t total, int64_t* invalid) {
   bool wrong = threadIdx.x == 0 && (offsets[0] != 0 || offsets[images] != total);
   for (int64_t b = threadIdx.x; b < images; b += 256) {
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(256)
 }
 
 // Writes *invalid; 0 without offsets.
-inline void check_offsets(const Images& images, int64_t* invalid, Stream stream) {
+static inline void check_offsets(const Images& images, int64_t* invalid, Stream stream) {
   if (!images.offsets) return fill_bytes(invalid, 0, sizeof(int64_t), stream);
   launch(check_offsets_kernel, "check_offsets", 1, 256, 0, stream, images.offsets, images.images,
          images.total, invalid);

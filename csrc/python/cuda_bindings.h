@@ -5,10 +5,54 @@
 #include <pybind11/stl.h>
 
 #include "common/cuda_devices.h"
+#include "discriminative/cuda.h"
 #include "label_statistics/cuda.h"
 #include "python/array_caster.h"
 
 namespace instembed::python {
+
+inline void bind_discriminative_cuda(py::module_& module) {
+  using namespace discriminative;
+  using OptionalArray = std::optional<Array>;
+
+  module.def("discriminative_cuda_slot_bytes", &cuda_slot_bytes, py::arg("capacity"));
+
+  module.def(
+      "discriminative_cuda_workspace",
+      [](const Array& embeddings, const OptionalArray& offsets, const Options& options,
+         int64_t capacity, bool backward) {
+        return cuda_workspace(embeddings, offsets ? &*offsets : nullptr, options, capacity,
+                              backward);
+      },
+      py::arg("embeddings"), py::arg("offsets"), py::arg("options"), py::arg("capacity"),
+      py::kw_only(), py::arg("backward"));
+
+  module.def(
+      "discriminative_forward_cuda",
+      [](const Array& embeddings, const Array& labels, const OptionalArray& offsets,
+         const Options& options, const Array& terms, const Array& images, const Array& counts,
+         const Array& vectors, const Array& slots, const Array& workspace, int64_t stream) {
+        const py::gil_scoped_release release;
+        forward_cuda(embeddings, labels, offsets ? &*offsets : nullptr, options, terms,
+                     {images, counts, vectors, slots}, workspace, stream);
+      },
+      py::arg("embeddings"), py::arg("labels"), py::arg("offsets"), py::arg("options"),
+      py::arg("terms"), py::arg("images"), py::arg("counts"), py::arg("vectors"), py::arg("slots"),
+      py::arg("workspace"), py::kw_only(), py::arg("stream"));
+
+  module.def(
+      "discriminative_backward_cuda",
+      [](const Array& embeddings, const OptionalArray& offsets, const Options& options,
+         const Array& grad_terms, const Array& images, const Array& counts, const Array& vectors,
+         const Array& slots, const Array& grad, const Array& workspace, int64_t stream) {
+        const py::gil_scoped_release release;
+        backward_cuda(embeddings, offsets ? &*offsets : nullptr, options, grad_terms,
+                      {images, counts, vectors, slots}, grad, workspace, stream);
+      },
+      py::arg("embeddings"), py::arg("offsets"), py::arg("options"), py::arg("grad_terms"),
+      py::arg("images"), py::arg("counts"), py::arg("vectors"), py::arg("slots"), py::arg("grad"),
+      py::arg("workspace"), py::kw_only(), py::arg("stream"));
+}
 
 inline void bind_label_statistics_cuda(py::module_& module) {
   using namespace label_statistics;
@@ -32,6 +76,7 @@ inline void bind_label_statistics_cuda(py::module_& module) {
 
 inline void bind_cuda(py::module_& module) {
   module.def("cuda_device_count", &cuda::visible_devices);
+  bind_discriminative_cuda(module);
   bind_label_statistics_cuda(module);
 }
 

@@ -15,6 +15,11 @@ Reduction = Literal["mean", "sum", "none"]
 
 def weighted_loss(terms: Tensor, weights: Sequence[float], reduction: Reduction) -> Tensor:
     """(B, T) terms and T weights to (B,), or its sum or mean: 0 for an empty batch."""
+    if terms.is_cuda:  # numbers from the host would wait for it, and could not be captured in a graph
+        by_image = terms[:, 0] * weights[0]
+        for k in range(1, len(weights)):
+            by_image = by_image + terms[:, k] * weights[k]
+        return reduced(by_image, reduction)
     # Not a matrix product: autocast would take it in 16 bits.
     losses = (terms * torch.tensor(weights, dtype=terms.dtype, device=terms.device)).sum(1)
     return reduced(losses, reduction)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from instembed import _arguments as arguments
-from instembed import _ops
+from instembed import _native, _ops
 from instembed._native import core, threads
 from instembed._pixels import (
     accumulation_dtype,
@@ -46,6 +46,7 @@ def discriminative_loss(
     variance: Variance = "instance",
     background_push: float = 0.0,
     reduction: Reduction = "mean",
+    max_instances: int | None = None,
 ) -> Tensor:
     r"""Pulls the embeddings of an instance to their mean and pushes the means of instances apart.
 
@@ -73,6 +74,9 @@ def discriminative_loss(
             keeps background pixels away from the instances (0 in the paper). Time grows with
             background pixels x instances.
         reduction: "mean" or "sum" over the images, "none" for (B,). Images without instances are 0.
+        max_instances: on a GPU, the instances for which there is room in every image. None: a 16th of the
+            image's pixels, but 64 to 4096 (with offsets, the mean number of points in place of a 16th). An
+            image with more has a loss and gradients of NaN. The CPU needs no bound and ignores it.
 
     Returns:
         A float32 (float64 for float64 embeddings) scalar, or (B,) with ``reduction="none"``. Differentiable
@@ -80,7 +84,9 @@ def discriminative_loss(
         embedding that takes part makes its image's loss NaN.
 
     Raises:
-        TypeError, ValueError: an argument has a wrong type, dtype, shape, device or value.
+        TypeError, ValueError: an argument has a wrong type, dtype, shape, device or value. On a GPU,
+            offsets that are none and too many instances raise only under
+            :func:`instembed.set_overflow_checks`; the loss is NaN otherwise.
     """
     terms = _checked_terms(
         embeddings,
@@ -93,6 +99,7 @@ def discriminative_loss(
         ignore_index=ignore_index,
         variance=variance,
         background_push=arguments.check_number("background_push", background_push, at_least=0) > 0,
+        max_instances=max_instances,
     )
     weights = [
         arguments.check_number("alpha", alpha),
@@ -114,6 +121,7 @@ def discriminative_terms(
     background: int | None = 0,
     ignore_index: int | None = None,
     variance: Variance = "instance",
+    max_instances: int | None = None,
 ) -> DiscriminativeTerms:
     """The three terms of :func:`discriminative_loss`, unweighted and per image.
 
@@ -131,6 +139,7 @@ def discriminative_terms(
         ignore_index=ignore_index,
         variance=variance,
         background_push=False,
+        max_instances=max_instances,
     )
     return DiscriminativeTerms(terms[:, 0], terms[:, 1], terms[:, 2])
 
@@ -155,6 +164,7 @@ class DiscriminativeLoss(nn.Module):
         variance: Variance = "instance",
         background_push: float = 0.0,
         reduction: Reduction = "mean",
+        max_instances: int | None = None,
     ) -> None:
         super().__init__()
         self.options: dict[str, Any] = {
@@ -169,6 +179,7 @@ class DiscriminativeLoss(nn.Module):
             "variance": variance,
             "background_push": background_push,
             "reduction": reduction,
+            "max_instances": max_instances,
         }
         # A wrong option shows here rather than in the first step of a training.
         discriminative_loss(torch.zeros(0, 1, 1), torch.zeros(0, 1, dtype=torch.int64), **self.options)
@@ -192,11 +203,14 @@ def _checked_terms(
     ignore_index: int | None,
     variance: Variance,
     background_push: bool,
+    max_instances: int | None,
 ) -> Tensor:
     arguments.check_embeddings("embeddings", embeddings, points=True)
     arguments.check_integer_tensor("labels", labels)
     arguments.check_pixels("labels", labels, embeddings)
     offsets = arguments.check_offsets(offsets, embeddings)
+    if max_instances is not None:
+        arguments.check_capacity("max_instances", max_instances)
     arguments.check_choice("norm", norm, (1, 2))
     arguments.check_choice("variance", variance, ("instance", "pixel"))
     outputs = torch.ops.instembed.discriminative_terms(
@@ -210,6 +224,7 @@ def _checked_terms(
         arguments.check_label_id("ignore_index", ignore_index),
         variance == "pixel",
         background_push,
+        max_instances,
         torch.is_grad_enabled() and embeddings.requires_grad,
     )
     return outputs[0]
@@ -221,7 +236,7 @@ def _checked_terms(
 
 _OPTIONS = (
     "float delta_var, float delta_dist, int norm, int? background, int? ignore_index, bool pooled_variance, "
-    "bool background_push"
+    "bool background_push, int? max_instances"
 )
 _ops.define(
     f"discriminative_terms(Tensor embeddings, Tensor labels, Tensor? offsets, {_OPTIONS}, "
@@ -273,6 +288,7 @@ def _native_options(
     ignore_index: int | None,
     pooled_variance: bool,
     background_push: bool,
+    max_instances: int | None,
 ) -> Any:
     return core.DiscriminativeOptions(
         delta_var=delta_var,
@@ -320,10 +336,120 @@ def _terms_backward_cpu(
     return gradient
 
 
+# On CUDA the state is another (csrc/discriminative/cuda.h, CudaState), and always needed.
+
+
+def _cuda_capacity(embeddings: Tensor, offsets: Tensor | None, max_instances: int | None) -> int:
+    """Instances an image; no more than one has pixels."""
+    images = max(number_of_images(embeddings, offsets), 1)
+    pixels = embeddings.numel() // embeddings.shape[1]
+    if max_instances is None:
+        pixels_of_one = pixels // images
+        default = min(4096, max(64, pixels_of_one)) if offsets is not None else None
+        max_instances = _ops.default_capacity(pixels_of_one) if default is None else default
+    return max(min(max_instances, pixels if offsets is not None else pixels // images), 1)
+
+
+def _new_cuda_state(
+    embeddings: Tensor, offsets: Tensor | None, capacity: int, background_push: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    images = number_of_images(embeddings, offsets)
+    pixels = embeddings.numel() // embeddings.shape[1]
+    slot_bytes = 2 if capacity <= 8192 else 4
+    return (
+        embeddings.new_empty(2 * images + 1, dtype=torch.int64),
+        embeddings.new_empty(images * capacity, dtype=torch.int64),
+        embeddings.new_empty(
+            (3 + background_push, images * capacity, embeddings.shape[1]),
+            dtype=accumulation_dtype(embeddings),
+        ),
+        embeddings.new_empty((pixels * slot_bytes + 3) // 4, dtype=torch.int32),
+    )
+
+
+def _new_cuda_outputs(
+    embeddings: Tensor, offsets: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *_, background_push, max_instances, differentiable = options
+    terms = embeddings.new_empty(
+        (number_of_images(embeddings, offsets), 4), dtype=accumulation_dtype(embeddings)
+    )
+    capacity = _cuda_capacity(embeddings, offsets, max_instances)
+    if differentiable:
+        return terms, *_new_cuda_state(embeddings, offsets, capacity, background_push)
+    integers = embeddings.new_empty(0, dtype=torch.int64)
+    return terms, integers, torch.empty_like(integers), torch.empty_like(terms[:0]), integers.int()
+
+
+@_ops.cuda("discriminative_terms")
+def _terms_cuda(
+    embeddings: Tensor, labels: Tensor, offsets: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    cuda_core = _native.cuda_core()
+    *rules, differentiable = options
+    *_, background_push, max_instances = rules
+    outputs = _new_cuda_outputs(embeddings, offsets, *options)
+    capacity = _cuda_capacity(embeddings, offsets, max_instances)
+    state = outputs[1:] if differentiable else _new_cuda_state(embeddings, offsets, capacity, background_push)
+    flat, native_options = flat_embeddings(embeddings), _native_options(*rules)
+    bytes_needed = cuda_core.discriminative_cuda_workspace(
+        flat, offsets, native_options, capacity, backward=False
+    )
+    cuda_core.discriminative_forward_cuda(
+        flat,
+        flat_pixels(labels, embeddings),
+        offsets,
+        native_options,
+        outputs[0],
+        *state,
+        embeddings.new_empty(bytes_needed, dtype=torch.uint8),
+        stream=_native.stream_of(embeddings),
+    )
+    _check_cuda_state(state[0], capacity)
+    return outputs
+
+
+def _check_cuda_state(images: Tensor, capacity: int) -> None:
+    """Under set_overflow_checks: what the CPU finds out before it starts."""
+    if not _native.overflow_checks():
+        return
+    if images[-1].item() != 0:
+        raise ValueError("offsets must rise from 0 to the number of points")
+    found = images[: images.numel() // 2]
+    _native.check_overflow(torch.where(found < 0, capacity + 1, found), capacity)
+
+
+@_ops.cuda("discriminative_terms_backward")
+def _terms_backward_cuda(
+    grad_terms: Tensor, embeddings: Tensor, labels: Tensor, offsets: Tensor | None, *options: Any
+) -> Tensor:
+    cuda_core = _native.cuda_core()
+    rules, state = options[:-4], options[-4:]
+    gradient = empty_gradient(embeddings)
+    flat, native_options = flat_embeddings(embeddings), _native_options(*rules)
+    capacity = _cuda_capacity(embeddings, offsets, rules[-1])
+    bytes_needed = cuda_core.discriminative_cuda_workspace(
+        flat, offsets, native_options, capacity, backward=True
+    )
+    cuda_core.discriminative_backward_cuda(
+        flat,
+        offsets,
+        native_options,
+        grad_terms.contiguous(),
+        *state,
+        flat_embeddings(gradient),
+        embeddings.new_empty(bytes_needed, dtype=torch.uint8),
+        stream=_native.stream_of(embeddings),
+    )
+    return gradient
+
+
 @_ops.fake("discriminative_terms")
 def _terms_fake(
     embeddings: Tensor, labels: Tensor, offsets: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if embeddings.device.type == "cuda":
+        return _new_cuda_outputs(embeddings, offsets, *options)
     return _new_outputs(embeddings, offsets, differentiable=options[-1])
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tests.cases.common import GOOD, GOOD_POINTS, OFFSETS, BadInput, OpCases, random_embeddings, random_labels
 
-_DISCRIMINATIVE = (0.5, 1.5, 2, 0, None, False, False)
+_DISCRIMINATIVE = (0.5, 1.5, 2, 0, None, False, False, None)
 
 
 def _terms(
@@ -42,7 +42,7 @@ OPCHECK: OpCases = {
         lambda: _terms(
             random_embeddings(2, 3, 5, 6).requires_grad_(),
             random_labels(2, 5, 6),
-            options=(0.1, 3.0, 1, None, 2, True, True),
+            options=(0.1, 3.0, 1, None, 2, True, True, 9),
         ),
         lambda: _terms(random_embeddings(0, 3, 5, 6).requires_grad_(), random_labels(0, 5, 6)),
     ],
@@ -101,6 +101,8 @@ def _discriminative_cases() -> list[BadInput]:
         BadInput("large background", ValueError, "background", GOOD, {"background": 2**63}, str(2**63)),
         BadInput("float background", TypeError, "background", GOOD, {"background": 0.5}),
         BadInput("float ignore_index", TypeError, "ignore_index", GOOD, {"ignore_index": 255.0}),
+        BadInput("no capacity", ValueError, "max_instances", GOOD, {"max_instances": 0}, "0"),
+        BadInput("float capacity", TypeError, "max_instances", GOOD, {"max_instances": 5.0}, "float"),
     ]
     for name in ("delta_var", "delta_dist"):
         cases += [

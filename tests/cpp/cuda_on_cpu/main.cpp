@@ -20,6 +20,9 @@ void run(const char* name, void (*test)(int), int schedules) {
 int main(int argc, char** argv) {
   const int schedules = argc > 1 ? std::atoi(argv[1]) : 20;
   using namespace instembed;
+  std::setbuf(stdout, nullptr);
+  run("simulator", test_simulator, schedules);
+  run("discriminative", test_discriminative, schedules);
   run("label_statistics", test_label_statistics, schedules);
   return 0;
 }

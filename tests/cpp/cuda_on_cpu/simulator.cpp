@@ -13,6 +13,33 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
+// Changes stacks. swapcontext() would do, but it also asks the kernel for the signal mask, which
+// costs more than everything else here.
+extern "C" void instembed_switch(void** save, void* load);
+#if defined(__x86_64__)
+asm(R"(
+.text
+.globl instembed_switch
+instembed_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+)");
+#define INSTEMBED_OWN_SWITCH 1
+#endif
+
 namespace instembed::cuda::simulator {
 namespace {
 
@@ -22,10 +49,11 @@ enum class State { ready, at_barrier, in_warp, done };
 
 struct Fiber {
   ucontext_t context{};
+  void* pointer = nullptr;  // of its stack, while it does not run
   void* stack = nullptr;
   State state = State::ready;
-  int64_t epoch = 0;  // barriers passed
-  int64_t step = 0;   // warp operations passed
+  int32_t epoch = 0;  // barriers passed
+  int32_t step = 0;   // warp operations passed
   const char* file = "";
   int line = 0;
   unsigned mask = 0;
@@ -39,7 +67,8 @@ struct Fiber {
 std::vector<std::unique_ptr<Fiber>> fibers;
 int threads = 0, current = -1;
 int64_t shared_limit = 0;
-ucontext_t scheduler;
+[[maybe_unused]] ucontext_t scheduler;
+[[maybe_unused]] void* scheduler_pointer = nullptr;
 const std::function<void()>* body = nullptr;
 std::map<const void*, std::unique_ptr<Array>> arrays;
 std::map<int64_t, std::unique_ptr<Array>> dynamic_arrays;
@@ -63,6 +92,14 @@ std::string place(const Fiber& fiber) {
   }
 }
 
+#if defined(INSTEMBED_OWN_SWITCH)
+void leave(Fiber* fiber) { instembed_switch(&fiber->pointer, scheduler_pointer); }
+void enter(Fiber* fiber) { instembed_switch(&scheduler_pointer, fiber->pointer); }
+#else
+void leave(Fiber* fiber) { swapcontext(&fiber->context, &scheduler); }
+void enter(Fiber* fiber) { swapcontext(&scheduler, &fiber->context); }
+#endif
+
 // AddressSanitizer must know of every change of stacks.
 #if defined(__SANITIZE_ADDRESS__)
 void* scheduler_fake = nullptr;
@@ -72,18 +109,18 @@ void enter_fiber() { __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, 
 void to_scheduler(bool last) {
   void* fake = nullptr;
   __sanitizer_start_switch_fiber(last ? nullptr : &fake, scheduler_stack, scheduler_size);
-  swapcontext(&fibers[current]->context, &scheduler);
+  leave(fibers[current].get());
   __sanitizer_finish_switch_fiber(fake, &scheduler_stack, &scheduler_size);
 }
 void to_fiber(Fiber* fiber) {
   __sanitizer_start_switch_fiber(&scheduler_fake, fiber->stack, kStack);
-  swapcontext(&scheduler, &fiber->context);
+  enter(fiber);
   __sanitizer_finish_switch_fiber(scheduler_fake, nullptr, nullptr);
 }
 #else
 void enter_fiber() {}
-void to_scheduler(bool) { swapcontext(&fibers[current]->context, &scheduler); }
-void to_fiber(Fiber* fiber) { swapcontext(&scheduler, &fiber->context); }
+void to_scheduler(bool) { leave(fibers[current].get()); }
+void to_fiber(Fiber* fiber) { enter(fiber); }
 #endif
 
 void entry() {
@@ -99,11 +136,20 @@ void start(Fiber* fiber) {
         mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (fiber->stack == MAP_FAILED) fail("no memory for stacks");
   }
+#if defined(INSTEMBED_OWN_SWITCH)
+  // What instembed_switch pops: six registers, then where to go; above it a return address of none.
+  void** top = reinterpret_cast<void**>(static_cast<char*>(fiber->stack) + kStack);
+  *--top = nullptr;
+  *--top = reinterpret_cast<void*>(entry);
+  for (int k = 0; k < 6; ++k) *--top = nullptr;
+  fiber->pointer = top;
+#else
   getcontext(&fiber->context);
   fiber->context.uc_stack.ss_sp = fiber->stack;
   fiber->context.uc_stack.ss_size = kStack;
   fiber->context.uc_link = &scheduler;
   makecontext(&fiber->context, entry, 0);
+#endif
   fiber->state = State::ready;
   fiber->epoch = fiber->step = 0;
 }
@@ -199,7 +245,7 @@ void run_block() {
   }
 }
 
-bool ordered(int thread, int64_t step) {
+bool ordered(int thread, int32_t step) {
   return thread >= 0 && thread / 32 == current / 32 && step < fibers[current]->step;
 }
 
@@ -306,8 +352,8 @@ void on_read(Array* array, int64_t index) {
     race(array, index, "read here and written by", shadow.writer);
   }
   if (shadow.read_epoch != fiber.epoch) {
-    shadow.reader = current;
-    shadow.reader_warp = current / 32;
+    shadow.reader = static_cast<int16_t>(current);
+    shadow.reader_warp = static_cast<int16_t>(current / 32);
   } else {
     if (shadow.reader != current) shadow.reader = -2;
     if (shadow.reader_warp != current / 32) shadow.reader_warp = -2;
@@ -332,7 +378,7 @@ void on_write(Array* array, int64_t index) {
     }
   }
   shadow.written = true;
-  shadow.writer = current;
+  shadow.writer = static_cast<int16_t>(current);
   shadow.write_epoch = fiber.epoch;
   shadow.write_step = fiber.step;
 }

@@ -64,10 +64,10 @@ int lane();
 // What is known of one element of shared memory.
 struct Shadow {
   bool written = false;
-  int writer = -1, reader = -1;  // threads; -2 for several
-  int reader_warp = -1;
-  int64_t write_epoch = -1, read_epoch = -1;  // barriers that the thread had passed
-  int64_t write_step = -1, read_step = -1;    // warp operations that it had passed
+  int16_t writer = -1, reader = -1;  // threads; -2 for several
+  int16_t reader_warp = -1;
+  int32_t write_epoch = -1, read_epoch = -1;  // barriers that the thread had passed
+  int32_t write_step = -1, read_step = -1;    // warp operations that it had passed
 };
 
 struct Array {

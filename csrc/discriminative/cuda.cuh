@@ -1,0 +1,1098 @@
+// The discriminative loss on CUDA.
+//
+// For N pixels of D channels of T bytes, labels of L bytes and slots of S = 2 bytes (4 above 8191
+// instances an image), the bytes that must move are
+//   forward   N (L + S)         labels to slots, once
+//           + N (T D + 2 S)     means; a group of images that fits the L2 is then read from there,
+//           + N (T D + S)       distances to the means, else a second time from DRAM
+//   backward  N (2 T D + S)     the embeddings once, the gradient once
+// At (8, 16, 512, 1024), float32, int64 labels: N T D = 268 MB, so forward 268 + 34 + 8 + 16 + 8 =
+// 334 MB (602 MB where nothing stays in the L2) and backward 545 MB: 0.27 ms for both at 3.3 TB/s.
+// Flops: about 12 a channel and pixel for both, 0.8 GFLOP, 0.02 ms of an H100's 60 TFLOP/s. Memory
+// is the limit.
+//
+// Sums are deterministic without atomics on floats, at three levels of fixed order. A thread sums
+// 32 consecutive pixels of one channel run by run and leaves each run's sum at the run's first
+// pixel in shared memory. Then a thread owns a channel of every 2^k-th slot and adds those sums in
+// order to a table of the block, in shared memory where it fits. Blocks own consecutive tiles;
+// their tables are added in order, in double. So a uniform tile costs next to nothing at the second
+// level, and random labels, whose runs are single pixels, cost a scan over the tile's slots.
+//
+// No kernel's work depends on what the host knows of the labels: blocks find out how many instances
+// there are and share the work accordingly. Grids have one dimension: y and z end at 65535.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "common/id_table.cuh"
+#include "discriminative/cuda.h"
+#include "discriminative/formula.h"
+#include "discriminative/tile.cuh"
+
+namespace instembed::discriminative {
+namespace {
+
+constexpr int64_t kSegment = 512;      // pixels whose labels one warp looks up
+constexpr int kTableElements = 2048;   // of a block's table in shared memory
+constexpr int64_t kTablesAPart = 256;  // instances for which every block has a table
+
+// ---------------------------------------------------------------------------------------------------------
+// What the kernels share
+
+template <class A>
+struct Instances {      // tables with `capacity` rows an image
+  int64_t* found;       // an image: its instances, -1 where they are too many
+  int64_t* background;  // an image: its background pixels
+  int64_t* counts;      // a row
+  A* means;             // D a row, like the rest
+  A* variance_grads;    // d term / d mean, but for the weight of the instance's variance
+  A* distance_grads;
+  A* push_grads;    // null without background push
+  double* squares;  // a row: sum of hinge^2
+  double* gaps;     // a row: sum over the other instances of hinge^2
+  double* pushes;   // a row: sum over the background
+  int64_t capacity;
+  int channels;
+
+  __device__ int32_t of(int64_t image) const {
+    return found[image] < 0 ? 0 : static_cast<int32_t>(found[image]);
+  }
+};
+
+struct Rule {
+  double delta_var, delta_dist;
+  bool pooled_variance;
+  int norm;
+};
+
+// The tiles that a block works on: those of part `part` of `parts` of image `image`.
+struct Share {
+  int64_t image, part, parts, first, last;
+};
+
+__device__ __forceinline__ Share share_of(const Images& images, int64_t first_image, int64_t blocks,
+                                          int64_t parts, const TileShape& shape) {
+  Share share{};
+  share.image = first_image + blockIdx.x / blocks;
+  share.part = blockIdx.x % blocks;
+  share.parts = parts;
+  const int64_t tiles = (images.count(share.image) + shape.pixels - 1) / shape.pixels;
+  if (share.part >= parts) return share;
+  share.first = tiles * share.part / parts;
+  share.last = tiles * (share.part + 1) / parts;
+  return share;
+}
+
+// Blocks that share an image's sums: as many as there is room for tables.
+__device__ __forceinline__ int64_t parts_of(int64_t blocks, int64_t rows, int32_t instances) {
+  if (instances == 0) return blocks;
+  const int64_t fit = rows / instances;
+  return fit < 1 ? 1 : (fit < blocks ? fit : blocks);
+}
+
+// The formula with the norm as an argument, which is the same for all threads: kernels for both
+// would take twice as long to compile.
+template <class A>
+__device__ __forceinline__ A add_to_norm_by(int norm, A sum, A difference) {
+  return norm == 1 ? add_to_norm<1>(sum, difference) : add_to_norm<2>(sum, difference);
+}
+template <class A>
+__device__ __forceinline__ A finish_norm_by(int norm, A sum) {
+  return norm == 1 ? finish_norm<1>(sum) : finish_norm<2>(sum);
+}
+template <class A>
+__device__ __forceinline__ A slope_by(int norm, A hinge, A distance) {
+  return norm == 1 ? slope<1>(hinge, distance) : slope<2>(hinge, distance);
+}
+template <class A>
+__device__ __forceinline__ A direction_by(int norm, A difference) {
+  return norm == 1 ? direction<1>(difference) : direction<2>(difference);
+}
+
+// A slot, or a place, for each pixel: in 16 bits where that is enough.
+struct Codes {
+  void* data;
+  bool wide;
+
+  __device__ int32_t operator[](int64_t i) const {
+    return wide ? static_cast<const int32_t*>(data)[i] : static_cast<const int16_t*>(data)[i];
+  }
+  __device__ void set(int64_t i, int32_t code) const {
+    if (wide) {
+      static_cast<int32_t*>(data)[i] = code;
+    } else {
+      static_cast<int16_t*>(data)[i] = static_cast<int16_t>(code);
+    }
+  }
+};
+
+// ---------------------------------------------------------------------------------------------------------
+// Labels to slots
+
+__global__ void __launch_bounds__(kThreads)
+    insert_labels_kernel(const void* labels, DType type, Strides strides, Images images,
+                         DeviceRules rules, IdTables tables, Codes codes, int64_t* background) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int64_t warp = static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
+  int64_t from = warp * kSegment;
+  const int64_t end = from + kSegment < images.total ? from + kSegment : images.total;
+  if (images.offsets && *images.invalid) return;
+  while (from < end) {
+    const int64_t image = images.image_of(from);
+    const int64_t start = images.start(image);
+    const int64_t image_end = start + images.count(image);
+    const int64_t to = image_end < end ? image_end : end;
+    const int64_t base = strides.at(images, image);
+    int64_t last_id = 0;  // of the pixel before, and its code
+    int last_code = 0;
+    int64_t behind = 0;
+    for (int64_t i = from + lane; i - lane < to; i += kWarp) {
+      const bool inside = i < to;
+      int64_t id = 0;
+      if (inside) id = load_id(labels, type, base + (i - start) * strides.pixel);
+      int64_t previous = __shfl_up_sync(kAllLanes, id, 1);
+      if (lane == 0) previous = last_id;
+      const bool head = inside && (i == from || id != previous);
+      const unsigned heads = __ballot_sync(kAllLanes, head);
+      int code = last_code;
+      if (head) {
+        if (rules.is_ignored(id)) {
+          code = kIgnored;
+        } else if (rules.is_background(id)) {
+          code = kBackground;
+        } else {
+          const int32_t place = insert(tables, image, id);
+          code = place < 0 ? kIgnored : place;  // a full table: the image is given up
+        }
+      }
+      const unsigned before = heads & (0xffffffffu >> (kWarp - 1 - lane));
+      const int source = before ? kWarp - 1 - __clz(static_cast<int>(before)) : lane;
+      code = __shfl_sync(kAllLanes, code, source);
+      if (inside) codes.set(i, code);
+      const unsigned outside = __ballot_sync(kAllLanes, inside && code == kBackground);
+      behind += __popc(outside);
+      last_id = __shfl_sync(kAllLanes, id, kWarp - 1);
+      last_code = __shfl_sync(kAllLanes, code, kWarp - 1);
+    }
+    if (lane == 0 && behind > 0) {
+      atomicAdd(reinterpret_cast<unsigned long long*>(background + image),
+                static_cast<unsigned long long>(behind));
+    }
+    from = to;
+  }
+}
+
+// slots[place] is the rank of the id there.
+__global__ void __launch_bounds__(kThreads)
+    number_places_kernel(IdTables tables, int32_t* slots, int64_t* found, int parts) {
+  const int64_t image = blockIdx.x / parts;
+  const int part = static_cast<int>(blockIdx.x % parts);
+  rank_ids(tables, image, part, parts, [&](int32_t place, int32_t rank, int64_t) {
+    slots[image * tables.places() + place] = rank;
+  });
+  if (part == 0 && threadIdx.x == 0) {
+    const int32_t count = tables.counts[image];
+    found[image] = count > tables.capacity ? -1 : count;
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Sums over the pixels of each instance. A table's row has a sum a channel, and one more column.
+
+enum class Pass { means, spread };  // embeddings and counts; pulls towards the mean and hinge^2
+
+// Leaves the sums of the runs of every 32 pixels at the runs' first pixels. The last row of the
+// tile is that of the extra column.
+template <class A, class Value>
+__device__ __forceinline__ void sum_runs(SharedPtr<A> tile, SharedPtr<int32_t> slots,
+                                         const TileShape& shape, Value&& value) {
+  const int columns = shape.channels + 1;
+  const int items = shape.pixels / kPiece * columns;
+  for (int item = static_cast<int>(threadIdx.x); item < items; item += kThreads) {
+    const int column = item % columns, first = item / columns * kPiece;
+    const SharedPtr<A> row = tile + column * shape.row;
+    int32_t slot = slots[first];
+    int head = first;
+    A sum = 0;
+    for (int p = first; p < first + kPiece; ++p) {
+      const int32_t here = slots[p];
+      if (here != slot) {
+        row[head] = sum;
+        slot = here;
+        head = p;
+        sum = 0;
+      }
+      if (here >= 0) sum += value(column, p, here);
+    }
+    row[head] = sum;
+  }
+}
+
+// A bit for the first pixel of each run of an instance, a word for every 32 pixels.
+__device__ __forceinline__ void find_heads(SharedPtr<int32_t> slots, const TileShape& shape,
+                                           SharedPtr<uint32_t> heads) {
+  for (int p = static_cast<int>(threadIdx.x); p < shape.pixels; p += kThreads) {
+    const int lane = p % kWarp;
+    const int32_t slot = slots[p];
+    const int32_t before = __shfl_up_sync(kAllLanes, slot, 1);
+    const unsigned bits = __ballot_sync(kAllLanes, slot >= 0 && (lane == 0 || slot != before));
+    if (lane == 0) heads[p / kWarp] = bits;
+  }
+}
+
+// Adds the sums of the runs to the table's rows, those of one column and slot by one thread.
+template <class A, class Table>
+__device__ __forceinline__ void add_runs(SharedPtr<A> tile, SharedPtr<int32_t> slots,
+                                         SharedPtr<uint32_t> heads, const TileShape& shape,
+                                         Table table) {
+  const int columns = shape.channels + 1;
+  int groups = 1;  // of threads: each takes the slots of one residue
+  while (2 * groups * columns <= kThreads) groups *= 2;
+  const int group = static_cast<int>(threadIdx.x) / columns;
+  if (group >= groups && columns <= kThreads) return;
+  for (int column = columns <= kThreads ? static_cast<int>(threadIdx.x) % columns
+                                        : static_cast<int>(threadIdx.x);
+       column < columns; column += columns <= kThreads ? columns : kThreads) {
+    const int mine = columns <= kThreads ? group : 0;
+    const SharedPtr<A> row = tile + column * shape.row;
+    int32_t slot = -1;
+    A sum = 0;
+    for (int piece = 0; piece < shape.pixels / kPiece; ++piece) {
+      for (uint32_t bits = heads[piece]; bits; bits &= bits - 1) {
+        const int p = piece * kPiece + __ffs(static_cast<int>(bits)) - 1;
+        const int32_t here = slots[p];
+        if ((here & (groups - 1)) != mine) continue;
+        if (here != slot) {
+          if (slot >= 0) table[slot * columns + column] += sum;
+          slot = here;
+          sum = 0;
+        }
+        sum += row[p];
+      }
+    }
+    if (slot >= 0) table[slot * columns + column] += sum;
+  }
+}
+
+template <class A>
+__device__ __forceinline__ A distance_to(int norm, SharedPtr<A> tile, int row, int p, const A* mean,
+                                         int channels) {
+  A sum = 0;
+  if (norm == 1) {
+    for (int d = 0; d < channels; ++d) {
+      sum = add_to_norm<1>(sum, static_cast<A>(tile[d * row + p] - mean[d]));
+    }
+    return finish_norm<1>(sum);
+  }
+  for (int d = 0; d < channels; ++d) {
+    sum = add_to_norm<2>(sum, static_cast<A>(tile[d * row + p] - mean[d]));
+  }
+  return finish_norm<2>(sum);
+}
+
+template <class T, Pass pass>
+__global__ void __launch_bounds__(kThreads, 2)
+    sums_kernel(const T* embeddings, Strides strides, Images images, TileShape shape,
+                const int32_t* slot_of_place, int32_t places, Codes codes,
+                Instances<accumulator_t<T>> instances, Rule rule, accumulator_t<T>* partials,
+                int64_t rows, int64_t first_image, int64_t blocks) {
+  using A = accumulator_t<T>;
+  const int tid = static_cast<int>(threadIdx.x);
+  const int64_t image = first_image + blockIdx.x / blocks;
+  const int32_t count = instances.of(image);
+  if (pass == Pass::spread && count == 0) return;
+  const int columns = shape.channels + 1;
+  const Share share = share_of(images, first_image, blocks, parts_of(blocks, rows, count), shape);
+  if (share.part >= share.parts) return;
+
+  DynamicShared shared;
+  const auto tile = shared.take<A>(columns * shape.row);
+  const auto factors = shared.take<A>(shape.pixels);
+  const auto slots = shared.take<int32_t>(shape.pixels);
+  const auto heads = shared.take<uint32_t>(shape.pixels / kPiece);
+  const auto near_table = shared.take<A>(kTableElements);
+
+  const bool fits = int64_t{count} * columns <= kTableElements;
+  A* far_table = partials + ((image - first_image) * rows + share.part * count) *
+                                static_cast<int64_t>(columns);
+  for (int64_t k = tid; k < int64_t{count} * columns; k += kThreads) {
+    if (fits) {
+      near_table[k] = A(0);
+    } else {
+      far_table[k] = A(0);
+    }
+  }
+
+  const int64_t start = images.start(image), pixels = images.count(image);
+  const T* first = embeddings + strides.at(images, image);
+  const bool given_up = instances.found[image] < 0;
+  const A* means = instances.means + image * instances.capacity * shape.channels;
+  const auto delta = static_cast<A>(rule.delta_var);
+
+  for (int64_t t = share.first; t < share.last; ++t) {
+    const int64_t from = t * shape.pixels;
+    const int n = static_cast<int>(pixels - from < shape.pixels ? pixels - from : shape.pixels);
+    __syncthreads();  // the tile before has been added
+    for (int p = tid; p < shape.pixels; p += kThreads) {
+      int32_t slot = kIgnored;
+      if (p < n) {
+        slot = codes[start + from + p];
+        if (pass == Pass::means && slot >= 0) {
+          slot = given_up ? kIgnored : slot_of_place[image * places + slot];
+          codes.set(start + from + p, slot);
+        }
+      }
+      slots[p] = slot;
+    }
+    if (count == 0) continue;
+    load_tile(first + from * strides.pixel, strides, n, shape, tile);
+    __syncthreads();
+
+    if constexpr (pass == Pass::means) {
+      find_heads(slots, shape, heads);
+      sum_runs<A>(tile, slots, shape, [&](int column, int p, int32_t) {
+        return column < shape.channels ? static_cast<A>(tile[column * shape.row + p]) : A(1);
+      });
+    } else {
+      bool any = false;
+      for (int p = tid; p < shape.pixels; p += kThreads) {
+        const int32_t slot = slots[p];
+        A factor = 0, square = 0;
+        if (slot >= 0) {
+          const A distance = distance_to(rule.norm, tile, shape.row, p,
+                                         means + int64_t{slot} * shape.channels, shape.channels);
+          const A hinge = positive_part(static_cast<A>(distance - delta));
+          factor = slope_by(rule.norm, hinge, distance);
+          square = hinge * hinge;
+          any = any || square != 0;
+        }
+        factors[p] = factor;
+        tile[shape.channels * shape.row + p] = square;
+      }
+      if (!__syncthreads_or(any)) continue;
+      find_heads(slots, shape, heads);
+      sum_runs<A>(tile, slots, shape, [&](int column, int p, int32_t slot) -> A {
+        const A x = tile[column * shape.row + p];
+        if (column == shape.channels) return x;
+        const A factor = factors[p];
+        if (factor == 0) return A(0);
+        return factor *
+               direction_by(rule.norm,
+                            static_cast<A>(x - means[int64_t{slot} * shape.channels + column]));
+      });
+    }
+    __syncthreads();
+    if (fits) {
+      add_runs<A>(tile, slots, heads, shape, near_table);
+    } else {
+      add_runs<A>(tile, slots, heads, shape, far_table);
+    }
+  }
+  if (!fits) return;
+  __syncthreads();
+  for (int k = tid; k < count * columns; k += kThreads) far_table[k] = near_table[k];
+}
+
+// Adds up the tables of all blocks of an image: a block of threads takes instances one by one, its
+// threads parts, and a tree in shared memory the rest.
+template <class A, Pass pass>
+__global__ void __launch_bounds__(kThreads)
+    reduce_kernel(const A* partials, int64_t rows, Instances<A> instances, int64_t first_image,
+                  int64_t blocks_that_summed, int blocks, double* push_squares, A* push_grads) {
+  INSTEMBED_SHARED(double, sums, kThreads);
+  INSTEMBED_SHARED(double, pixels, 1);
+  const int64_t image = first_image + blockIdx.x / blocks;
+  const int32_t count = instances.of(image);
+  const int channels = instances.channels, columns = channels + 1;
+  const int64_t parts = parts_of(blocks_that_summed, rows, count);
+  int width = 1;
+  while (width < columns && width < kThreads) width *= 2;
+  const int tid = static_cast<int>(threadIdx.x);
+  const int lane = tid % width, line = tid / width, lines = kThreads / width;
+  const A* tables = partials + (image - first_image) * rows * columns;
+  for (int32_t slot = static_cast<int32_t>(blockIdx.x % blocks); slot < count; slot += blocks) {
+    const int64_t row = image * instances.capacity + slot;
+    // From the last column: a mean needs the count.
+    for (int first = (columns - 1) / width * width; first >= 0; first -= width) {
+      const int column = first + lane;
+      double sum = 0;
+      if (column < columns) {
+#pragma unroll 4
+        for (int64_t part = line; part < parts; part += lines) {
+          sum += static_cast<double>(tables[(part * count + slot) * columns + column]);
+        }
+      }
+      __syncthreads();  // what was there has been read
+      sums[tid] = sum;
+      for (int half = lines / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (line < half) sums[tid] += static_cast<double>(sums[tid + half * width]);
+      }
+      __syncthreads();
+      if (line == 0 && column == channels) {
+        pixels[0] = sums[tid];
+        if (push_squares) {
+          push_squares[row] = sums[tid];
+        } else if (pass == Pass::means) {
+          instances.counts[row] = static_cast<int64_t>(static_cast<double>(sums[tid]));
+        } else {
+          instances.squares[row] = sums[tid];
+        }
+      }
+      __syncthreads();
+      if (line == 0 && column < channels) {
+        const double total = sums[tid];
+        if (push_grads) {
+          push_grads[row * channels + column] = static_cast<A>(total);
+        } else if (pass == Pass::means) {
+          instances.means[row * channels + column] =
+              static_cast<A>(total / static_cast<double>(pixels[0]));
+        } else {
+          instances.variance_grads[row * channels + column] = static_cast<A>(total);
+        }
+      }
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Pairs of means: a warp an instance goes over the others in order.
+
+__device__ __forceinline__ double warp_sum(double value) {
+  for (int other = kWarp / 2; other > 0; other /= 2)
+    value += __shfl_xor_sync(kAllLanes, value, other);
+  return value;
+}
+
+template <class A>
+__device__ __forceinline__ double warp_distance(const Rule& rule, const A* a, const A* b,
+                                                int channels, int lane) {
+  double sum = 0;
+  for (int d = lane; d < channels; d += kWarp) {
+    sum = add_to_norm_by(rule.norm, sum, static_cast<double>(a[d]) - static_cast<double>(b[d]));
+  }
+  return finish_norm_by(rule.norm, warp_sum(sum));
+}
+
+template <class A>
+__global__ void __launch_bounds__(kThreads)
+    pairs_kernel(Instances<A> instances, Rule rule, int blocks) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int64_t image = blockIdx.x / blocks;
+  const int32_t count = instances.of(image);
+  const int channels = instances.channels;
+  const int warps = blocks * (kThreads / kWarp);
+  const A* means = instances.means + image * instances.capacity * channels;
+  for (int32_t a = static_cast<int32_t>(blockIdx.x % blocks) * (kThreads / kWarp) +
+                   static_cast<int32_t>(threadIdx.x) / kWarp;
+       a < count; a += warps) {
+    const int64_t row = image * instances.capacity + a;
+    A* grad = instances.distance_grads + row * channels;
+    for (int d = lane; d < channels; d += kWarp) grad[d] = 0;
+    const A* mean = means + int64_t{a} * channels;
+    double squares = 0;
+    for (int32_t b = 0; b < count; ++b) {
+      if (b == a) continue;
+      const A* other = means + int64_t{b} * channels;
+      const double distance = warp_distance(rule, mean, other, channels, lane);
+      const double hinge = positive_part(2 * rule.delta_dist - distance);
+      if (hinge == 0) continue;
+      squares += hinge * hinge;
+      const double factor =
+          slope_by(rule.norm, hinge, distance) * -4 / (double(count) * (count - 1));
+      for (int d = lane; d < channels; d += kWarp) {
+        const double step = static_cast<double>(mean[d]) - static_cast<double>(other[d]);
+        grad[d] += static_cast<A>(factor * direction_by(rule.norm, step));
+      }
+    }
+    if (lane == 0) instances.gaps[row] = squares;
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Background push: every background pixel against every instance.
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    push_kernel(const T* embeddings, Strides strides, Images images, TileShape shape, Codes codes,
+                Instances<accumulator_t<T>> instances, Rule rule, accumulator_t<T>* partials,
+                int64_t rows, int64_t first_image, int64_t blocks) {
+  using A = accumulator_t<T>;
+  const int tid = static_cast<int>(threadIdx.x);
+  const int64_t image = first_image + blockIdx.x / blocks;
+  const int32_t count = instances.of(image);
+  if (count == 0) return;
+  const int columns = shape.channels + 1, pieces = shape.pixels / kPiece;
+  const Share share = share_of(images, first_image, blocks, parts_of(blocks, rows, count), shape);
+  if (share.part >= share.parts) return;
+
+  DynamicShared shared;
+  const auto tile = shared.take<A>(shape.channels * shape.row);
+  const auto factors = shared.take<A>(shape.pixels);
+  const auto squares = shared.take<A>(shape.pixels);
+  const auto slots = shared.take<int32_t>(shape.pixels);
+  const auto sums = shared.take<A>(pieces * columns);
+
+  A* table = partials +
+             ((image - first_image) * rows + share.part * count) * static_cast<int64_t>(columns);
+  for (int64_t k = tid; k < int64_t{count} * columns; k += kThreads) table[k] = A(0);
+  const int64_t start = images.start(image), pixels = images.count(image);
+  const T* first = embeddings + strides.at(images, image);
+  const A* means = instances.means + image * instances.capacity * shape.channels;
+  const auto delta = static_cast<A>(rule.delta_dist);
+  for (int64_t t = share.first; t < share.last; ++t) {
+    const int64_t from = t * shape.pixels;
+    const int n = static_cast<int>(pixels - from < shape.pixels ? pixels - from : shape.pixels);
+    __syncthreads();
+    bool behind = false;
+    for (int p = tid; p < shape.pixels; p += kThreads) {
+      const int32_t slot = p < n ? codes[start + from + p] : kIgnored;
+      slots[p] = slot;
+      behind = behind || slot == kBackground;
+    }
+    if (!__syncthreads_or(behind)) continue;
+    load_tile(first + from * strides.pixel, strides, n, shape, tile);
+    for (int32_t c = 0; c < count; ++c) {
+      const A* mean = means + int64_t{c} * shape.channels;
+      __syncthreads();  // the tile is there, and what the instance before needed has been read
+      bool any = false;
+      for (int p = tid; p < shape.pixels; p += kThreads) {
+        A factor = 0, square = 0;
+        if (slots[p] == kBackground) {
+          const A distance = distance_to(rule.norm, tile, shape.row, p, mean, shape.channels);
+          const A hinge = positive_part(static_cast<A>(delta - distance));
+          factor = slope_by(rule.norm, hinge, distance);
+          square = hinge * hinge;
+          any = any || square != 0;
+        }
+        factors[p] = factor;
+        squares[p] = square;
+      }
+      if (!__syncthreads_or(any)) continue;
+      for (int item = tid; item < pieces * columns; item += kThreads) {
+        const int column = item % columns, piece = item / columns;
+        A sum = 0;
+        for (int p = piece * kPiece; p < (piece + 1) * kPiece; ++p) {
+          if (column == shape.channels) {
+            sum += squares[p];
+            continue;
+          }
+          const A factor = factors[p];
+          if (factor == 0) continue;
+          sum += factor * direction_by(rule.norm,
+                                       static_cast<A>(tile[column * shape.row + p] - mean[column]));
+        }
+        sums[item] = sum;
+      }
+      __syncthreads();
+      for (int column = tid; column < columns; column += kThreads) {
+        A sum = 0;
+        for (int piece = 0; piece < pieces; ++piece) sum += sums[piece * columns + column];
+        table[int64_t{c} * columns + column] += sum;
+      }
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Terms
+
+// The weight of the sum of hinge^2 of an instance of n pixels in the variance, `total` in all.
+__device__ __forceinline__ double variance_weight(const Rule& rule, int32_t count, int64_t n,
+                                                  int64_t total) {
+  return rule.pooled_variance ? 1.0 / static_cast<double>(total)
+                              : 1.0 / (static_cast<double>(n) * count);
+}
+
+// The sum over the block's threads, the same in each of them.
+__device__ __forceinline__ double block_sum(double value) {
+  INSTEMBED_SHARED(double, sums, kThreads);
+  __syncthreads();
+  sums[threadIdx.x] = value;
+  for (unsigned half = kThreads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x < half) sums[threadIdx.x] += static_cast<double>(sums[threadIdx.x + half]);
+  }
+  __syncthreads();
+  return sums[0];
+}
+
+template <class A>
+__global__ void __launch_bounds__(kThreads)
+    terms_kernel(Instances<A> instances, Rule rule, const int64_t* invalid, A* terms) {
+  const int64_t image = blockIdx.x;
+  const int32_t count = instances.of(image);
+  const int64_t first = image * instances.capacity;
+  const int channels = instances.channels;
+  double pixels = 0;
+  for (int32_t c = static_cast<int32_t>(threadIdx.x); c < count; c += kThreads) {
+    pixels += static_cast<double>(instances.counts[first + c]);
+  }
+  pixels = block_sum(pixels);
+  double variance = 0, distance = 0, size = 0, push = 0;
+  for (int32_t c = static_cast<int32_t>(threadIdx.x); c < count; c += kThreads) {
+    const int64_t row = first + c;
+    variance += instances.squares[row] *
+                variance_weight(rule, count, instances.counts[row], static_cast<int64_t>(pixels));
+    distance += instances.gaps[row];
+    if (instances.push_grads) push += instances.pushes[row];
+    double norm_sum = 0;
+    for (int d = 0; d < channels; ++d) {
+      norm_sum = add_to_norm_by(rule.norm, norm_sum,
+                                static_cast<double>(instances.means[row * channels + d]));
+    }
+    size += finish_norm_by(rule.norm, norm_sum);
+  }
+  variance = block_sum(variance);
+  distance = block_sum(distance);
+  size = block_sum(size);
+  push = block_sum(push);
+  if (threadIdx.x != 0) return;
+  const double n = count;
+  const auto behind = static_cast<double>(instances.background[image]);
+  double values[kTerms] = {variance, count > 1 ? distance / (n * (n - 1)) : 0.0,
+                           count > 0 ? size / n : 0.0,
+                           count > 0 && behind > 0 ? push / (n * behind) : 0.0};
+  const bool bad = instances.found[image] < 0 || *invalid != 0;
+#pragma unroll
+  for (int k = 0; k < kTerms; ++k) {
+    terms[image * kTerms + k] = bad ? static_cast<A>(NAN) : static_cast<A>(values[k]);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Backward
+
+// What all pixels of an instance have in common: scale is d loss / d (hinge^2 / 2), and
+// through_mean what each receives through the mean.
+template <class A>
+__global__ void __launch_bounds__(kThreads)
+    gradient_tables_kernel(Instances<A> instances, Rule rule, const A* grad_terms, A* scales,
+                           A* through_means, int blocks) {
+  const int64_t image = blockIdx.x / blocks;
+  const int32_t count = instances.of(image);
+  const int64_t first = image * instances.capacity;
+  const int channels = instances.channels, lane = static_cast<int>(threadIdx.x) % kWarp;
+  double pixels = 0;
+  if (rule.pooled_variance) {
+    for (int32_t c = static_cast<int32_t>(threadIdx.x); c < count; c += kThreads) {
+      pixels += static_cast<double>(instances.counts[first + c]);
+    }
+    pixels = block_sum(pixels);
+  }
+  const double g[kTerms] = {static_cast<double>(grad_terms[image * kTerms]),
+                            static_cast<double>(grad_terms[image * kTerms + 1]),
+                            static_cast<double>(grad_terms[image * kTerms + 2]),
+                            static_cast<double>(grad_terms[image * kTerms + 3])};
+  const auto behind = static_cast<double>(instances.background[image]);
+  const int warps = blocks * (kThreads / kWarp);
+  for (int32_t c = static_cast<int32_t>(blockIdx.x % blocks) * (kThreads / kWarp) +
+                   static_cast<int32_t>(threadIdx.x) / kWarp;
+       c < count; c += warps) {
+    const int64_t row = first + c;
+    const A* mean = instances.means + row * channels;
+    double sum = 0;
+    for (int d = lane; d < channels; d += kWarp) {
+      sum = add_to_norm_by(rule.norm, sum, static_cast<double>(mean[d]));
+    }
+    const double size = finish_norm_by(rule.norm, warp_sum(sum));
+    const auto n = static_cast<double>(instances.counts[row]);
+    const double scale =
+        2 * g[0] *
+        variance_weight(rule, count, instances.counts[row], static_cast<int64_t>(pixels));
+    if (lane == 0) scales[row] = static_cast<A>(scale);
+    for (int d = lane; d < channels; d += kWarp) {
+      const int64_t at = row * channels + d;
+      double total = -scale * static_cast<double>(instances.variance_grads[at]);
+      total += g[1] * static_cast<double>(instances.distance_grads[at]);
+      // d |mean| / d mean: the formula's slope for a hinge of the distance itself, over it.
+      const double way = direction_by(rule.norm, static_cast<double>(mean[d]));
+      if (size != 0) total += g[2] * (rule.norm == 2 ? way / size : way) / count;
+      if (instances.push_grads && behind > 0) {
+        total += 2 * g[3] * static_cast<double>(instances.push_grads[at]) / (behind * count);
+      }
+      through_means[at] = static_cast<A>(total / n);
+    }
+  }
+}
+
+template <class T, bool push>
+__global__ void __launch_bounds__(kThreads, 2)
+    gradient_kernel(const T* embeddings, Strides strides, Images images, TileShape shape,
+                    Codes codes, Instances<accumulator_t<T>> instances, Rule rule,
+                    const accumulator_t<T>* scales, const accumulator_t<T>* through_means,
+                    const accumulator_t<T>* grad_terms, T* grad, Strides grad_strides,
+                    int64_t blocks) {
+  using A = accumulator_t<T>;
+  const int tid = static_cast<int>(threadIdx.x);
+  if (images.offsets && *images.invalid) {  // no image is where: every gradient shows it
+    const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+    for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + tid; i < images.total;
+         i += step) {
+      for (int d = 0; d < shape.channels; ++d) {
+        grad[i * grad_strides.pixel + d * grad_strides.channel] = narrowed<T>(static_cast<A>(NAN));
+      }
+    }
+    return;
+  }
+  const Share share = share_of(images, 0, blocks, blocks, shape);
+  const int64_t image = share.image;
+
+  DynamicShared shared;
+  const auto tile = shared.take<A>(shape.channels * shape.row);
+  const auto factors = shared.take<A>(shape.pixels);
+  const auto slots = shared.take<int32_t>(shape.pixels);
+  const auto pushed = shared.take<A>(push ? shape.channels * shape.row : 0);
+
+  const int32_t count = instances.of(image);
+  const bool given_up = instances.found[image] < 0;
+  const int64_t start = images.start(image), pixels = images.count(image);
+  const T* first = embeddings + strides.at(images, image);
+  T* target = grad + grad_strides.at(images, image);
+  const A* means = instances.means + image * instances.capacity * shape.channels;
+  const A* common = through_means + image * instances.capacity * shape.channels;
+  const A* scale = scales + image * instances.capacity;
+  const auto delta = static_cast<A>(rule.delta_var), reach = static_cast<A>(rule.delta_dist);
+  A push_scale = 0;
+  if (push && count > 0 && instances.background[image] > 0) {
+    push_scale = static_cast<A>(-2 * static_cast<double>(grad_terms[image * kTerms + 3]) /
+                                (static_cast<double>(instances.background[image]) * count));
+  }
+  for (int64_t t = share.first; t < share.last; ++t) {
+    const int64_t from = t * shape.pixels;
+    const int n = static_cast<int>(pixels - from < shape.pixels ? pixels - from : shape.pixels);
+    __syncthreads();  // the tile before has been written
+    for (int p = tid; p < shape.pixels; p += kThreads) {
+      slots[p] = p < n ? codes[start + from + p] : kIgnored;
+    }
+    load_tile(first + from * strides.pixel, strides, n, shape, tile);
+    __syncthreads();
+    for (int p = tid; p < shape.pixels; p += kThreads) {
+      const int32_t slot = slots[p];
+      A factor = 0;
+      if (slot >= 0) {
+        const A distance = distance_to(rule.norm, tile, shape.row, p,
+                                       means + int64_t{slot} * shape.channels, shape.channels);
+        factor = slope_by(rule.norm, positive_part(static_cast<A>(distance - delta)), distance) *
+                 scale[slot];
+      }
+      factors[p] = factor;
+      if constexpr (push) {
+        for (int d = 0; d < shape.channels; ++d) pushed[d * shape.row + p] = A(0);
+        if (slot != kBackground || push_scale == 0) continue;
+        for (int32_t c = 0; c < count; ++c) {
+          const A* mean = means + int64_t{c} * shape.channels;
+          const A distance = distance_to(rule.norm, tile, shape.row, p, mean, shape.channels);
+          const A pull =
+              slope_by(rule.norm, positive_part(static_cast<A>(reach - distance)), distance) *
+              push_scale;
+          if (pull == 0) continue;
+          for (int d = 0; d < shape.channels; ++d) {
+            pushed[d * shape.row + p] +=
+                pull * direction_by(rule.norm, static_cast<A>(tile[d * shape.row + p] - mean[d]));
+          }
+        }
+      }
+    }
+    __syncthreads();
+    store_tile(target + from * grad_strides.pixel, grad_strides, n, shape, [&](int d, int p) -> A {
+      if (given_up) return static_cast<A>(NAN);
+      const int32_t slot = slots[p];
+      if (slot < 0) {
+        if constexpr (push) return pushed[d * shape.row + p];
+        return A(0);
+      }
+      const int64_t at = int64_t{slot} * shape.channels + d;
+      A value = common[at];
+      const A factor = factors[p];
+      if (factor != 0) {
+        value +=
+            factor * direction_by(rule.norm, static_cast<A>(tile[d * shape.row + p] - means[at]));
+      }
+      return value;
+    });
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// The host's side
+
+template <class A>
+struct ForwardPlan {
+  IdTables tables;
+  int32_t* slot_of_place = nullptr;
+  double *squares = nullptr, *gaps = nullptr, *pushes = nullptr;
+  A* partials = nullptr;
+  int64_t rows = 0;    // of tables an image
+  int64_t group = 1;   // images that one launch sums
+  int64_t blocks = 1;  // an image
+  int64_t bytes = 0;
+
+  ForwardPlan(void* base, const Images& images, const TileShape& shape, int64_t item,
+              int64_t capacity, bool push, const DeviceInfo& device) {
+    const int64_t count = images.images > 0 ? images.images : 1;
+    const int64_t average = (images.total + count - 1) / count;
+    group = count;
+    if (!images.offsets) {
+      const int64_t image_bytes = average * shape.channels * item;
+      group =
+          std::clamp<int64_t>(device.cache * 6 / 10 / std::max<int64_t>(image_bytes, 1), 1, count);
+    }
+    const int64_t most_tiles = std::max<int64_t>(
+        ((images.offsets ? images.total : average) + shape.pixels - 1) / shape.pixels, 1);
+    blocks = std::clamp<int64_t>((device.processors * 8 + group - 1) / group, 1, most_tiles);
+    rows = std::max(capacity, std::min(blocks * kTablesAPart, average / 4));
+    Workspace workspace(base);
+    tables.take(&workspace, count, capacity);
+    slot_of_place = workspace.take<int32_t>(count * tables.places());
+    squares = workspace.take<double>(count * capacity);
+    gaps = workspace.take<double>(count * capacity);
+    pushes = workspace.take<double>(push ? count * capacity : 0);
+    partials = workspace.take<A>(group * rows * (shape.channels + 1));
+    bytes = workspace.used();
+  }
+};
+
+template <class A>
+struct BackwardPlan {
+  A *scales = nullptr, *through_means = nullptr;
+  int64_t bytes = 0;
+
+  BackwardPlan(void* base, const Images& images, int64_t channels, int64_t capacity) {
+    Workspace workspace(base);
+    scales = workspace.take<A>(images.images * capacity);
+    through_means = workspace.take<A>(images.images * capacity * channels);
+    bytes = workspace.used();
+  }
+};
+
+Strides strides_of(const Array& embeddings) {
+  return {embeddings.strides[0], embeddings.strides[1], embeddings.strides[2]};
+}
+
+DType accumulation_type(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
+
+int64_t capacity_of(const CudaState& state, const Images& images) {
+  return images.images > 0 ? state.counts.size() / images.images : 1;
+}
+
+void check(const Array& embeddings, const Images& images, const Options& options,
+           const Array& terms, const CudaState& state) {
+  const int64_t capacity = capacity_of(state, images), channels = embeddings.shape[1];
+  const DType type = accumulation_type(embeddings.dtype);
+  expect(options.norm == 1 || options.norm == 2, "norm: expected 1 or 2");
+  expect_contiguous(terms, type, images.images * kTerms, "terms");
+  expect_contiguous(state.images, DType::i64, 2 * images.images + 1, "images");
+  expect(capacity >= 1, "counts: expected a capacity of at least 1");
+  expect_contiguous(state.counts, DType::i64, images.images * capacity, "counts");
+  expect_contiguous(state.vectors, type,
+                    (options.background_push ? 4 : 3) * images.images * capacity * channels,
+                    "vectors");
+  expect_contiguous(state.slots, DType::i32, (images.total * cuda_slot_bytes(capacity) + 3) / 4,
+                    "slots");
+}
+
+template <class A>
+Instances<A> instances_of_state(const CudaState& state, const Images& images, int channels,
+                                bool push) {
+  const int64_t capacity = capacity_of(state, images);
+  const int64_t table = images.images * capacity * channels;
+  A* vectors = state.vectors.as<A>();
+  auto* found = state.images.as<int64_t>();
+  return {found,
+          found + images.images,
+          state.counts.as<int64_t>(),
+          vectors,
+          vectors + table,
+          vectors + 2 * table,
+          push ? vectors + 3 * table : nullptr,
+          nullptr,
+          nullptr,
+          nullptr,
+          capacity,
+          channels};
+}
+
+int64_t checked_shared(int64_t bytes, const DeviceInfo& device, int64_t channels) {
+  if (bytes > device.shared) {
+    throw std::invalid_argument("embeddings: " + std::to_string(channels) +
+                                " channels are too many for this device: " + std::to_string(bytes) +
+                                " bytes of shared memory of " + std::to_string(device.shared));
+  }
+  return bytes;
+}
+
+template <class A>
+int64_t padded_bytes(int64_t n) {
+  return (n * static_cast<int64_t>(sizeof(A)) + 15) / 16 * 16;
+}
+
+}  // namespace
+
+int64_t cuda_slot_bytes(int64_t capacity) {
+  return IdTables::size_for(capacity) < INT16_MAX ? 2 : 4;
+}
+
+int64_t cuda_workspace(const Array& embeddings, const Array* offsets, const Options& options,
+                       int64_t capacity, bool backward) {
+  expect(embeddings.ndim == 3, "embeddings: expected (images, channels, pixels)");
+  const Images images = Images::of(embeddings, offsets, nullptr);
+  const DeviceGuard guard(embeddings.device_id);
+  int64_t bytes = 0;
+  dispatch_floating(embeddings.dtype, "embeddings", [&](auto type) {
+    using A = accumulator_t<decltype(type)>;
+    const TileShape shape = TileShape::of<A>(embeddings.shape[1]);
+    bytes = backward ? BackwardPlan<A>(nullptr, images, shape.channels, capacity).bytes
+                     : ForwardPlan<A>(nullptr, images, shape, item_size(embeddings.dtype), capacity,
+                                      options.background_push, device_info())
+                           .bytes;
+  });
+  return bytes;
+}
+
+void forward_cuda(const Array& embeddings, const Array& labels, const Array* offsets,
+                  const Options& options, const Array& terms, const CudaState& state,
+                  const Array& workspace, int64_t stream) {
+  expect(embeddings.ndim == 3, "embeddings: expected (images, channels, pixels)");
+  expect(labels.ndim == 2 && labels.shape[0] == embeddings.shape[0] &&
+             labels.shape[1] == embeddings.shape[2],
+         "labels: expected one for each pixel of embeddings");
+  Images images = Images::of(embeddings, offsets, nullptr);
+  check(embeddings, images, options, terms, state);
+  if (images.images == 0) return;
+  const DeviceGuard guard(embeddings.device_id);
+  const DeviceInfo device = device_info();
+  const Stream queue = as_stream(stream);
+  const int64_t capacity = capacity_of(state, images);
+  auto* found = state.images.as<int64_t>();
+  int64_t* invalid = found + 2 * images.images;
+  images.invalid = invalid;
+  const bool push = options.background_push;
+  const Rule rule{options.delta_var, options.delta_dist, options.pooled_variance, options.norm};
+
+  dispatch_floating(embeddings.dtype, "embeddings", [&](auto element) {
+    using T = decltype(element);
+    using A = accumulator_t<T>;
+    const TileShape shape = TileShape::of<A>(embeddings.shape[1]);
+    const ForwardPlan<A> plan(workspace.data, images, shape, sizeof(T), capacity, push, device);
+    expect(workspace.size() >= plan.bytes, "workspace: too small");
+    Instances<A> instances = instances_of_state<A>(state, images, shape.channels, push);
+    instances.squares = plan.squares;
+    instances.gaps = plan.gaps;
+    instances.pushes = plan.pushes;
+    const int64_t sums_bytes = checked_shared(
+        padded_bytes<A>((shape.channels + 1) * shape.row) + padded_bytes<A>(shape.pixels) +
+            padded_bytes<int32_t>(shape.pixels) + padded_bytes<uint32_t>(shape.pixels / kPiece) +
+            padded_bytes<A>(kTableElements),
+        device, embeddings.shape[1]);
+
+    check_offsets(images, invalid, queue);
+    clear_tables(plan.tables, images.images, queue);
+    fill_bytes(found + images.images, 0, images.images * 8, queue);
+    fill_bytes(plan.slot_of_place, 0xff, images.images * plan.tables.places() * 4, queue);
+    fill_bytes(state.counts.data, 0, state.counts.size() * 8, queue);
+
+    const Codes codes{state.slots.data, cuda_slot_bytes(capacity) == 4};
+    const int64_t warps = (images.total + kSegment - 1) / kSegment;
+    const DeviceRules rules{
+        options.rules.background.value_or(0), options.rules.ignore_index.value_or(0),
+        options.rules.background.has_value(), options.rules.ignore_index.has_value()};
+    launch(insert_labels_kernel, "insert_labels", (warps * kWarp + kThreads - 1) / kThreads,
+           kThreads, 0, queue, labels.data, labels.dtype,
+           Strides{labels.strides[0], 0, labels.strides[1]}, images, rules, plan.tables, codes,
+           found + images.images);
+    const auto rankers = static_cast<int>(rank_blocks(capacity));
+    launch(number_places_kernel, "number_places", images.images * rankers, kThreads, 0, queue,
+           plan.tables, plan.slot_of_place, found, rankers);
+
+    const auto reducers =
+        static_cast<int>(std::clamp<int64_t>(device.processors * 8 / images.images, 1, capacity));
+    for (int64_t first = 0; first < images.images; first += plan.group) {
+      const int64_t n = std::min(plan.group, images.images - first);
+      const auto sums = [&](auto kernel, const char* name) {
+        launch(kernel, name, n * plan.blocks, kThreads, sums_bytes, queue, embeddings.as<const T>(),
+               strides_of(embeddings), images, shape, plan.slot_of_place, plan.tables.places(),
+               codes, instances, rule, plan.partials, plan.rows, first, plan.blocks);
+      };
+      const auto reduce = [&](auto kernel, const char* name, double* squares, A* grads) {
+        launch(kernel, name, n * reducers, kThreads, 0, queue, plan.partials, plan.rows, instances,
+               first, plan.blocks, reducers, squares, grads);
+      };
+      sums(sums_kernel<T, Pass::means>, "means");
+      reduce(reduce_kernel<A, Pass::means>, "reduce_means", nullptr, nullptr);
+      sums(sums_kernel<T, Pass::spread>, "spread");
+      reduce(reduce_kernel<A, Pass::spread>, "reduce_spread", nullptr, nullptr);
+      if (!push) continue;
+      const int64_t push_bytes = padded_bytes<A>(shape.channels * shape.row) +
+                                 2 * padded_bytes<A>(shape.pixels) +
+                                 padded_bytes<int32_t>(shape.pixels) +
+                                 padded_bytes<A>(shape.pixels / kPiece * (shape.channels + 1));
+      launch(push_kernel<T>, "push", n * plan.blocks, kThreads,
+             checked_shared(push_bytes, device, shape.channels), queue, embeddings.as<const T>(),
+             strides_of(embeddings), images, shape, codes, instances, rule, plan.partials,
+             plan.rows, first, plan.blocks);
+      reduce(reduce_kernel<A, Pass::spread>, "reduce_push", plan.pushes, instances.push_grads);
+    }
+    const auto pairers = static_cast<int>(
+        std::clamp<int64_t>(device.processors * 8 / images.images, 1, (capacity + 7) / 8));
+    launch(pairs_kernel<A>, "pairs", images.images * pairers, kThreads, 0, queue, instances, rule,
+           pairers);
+    launch(terms_kernel<A>, "terms", images.images, kThreads, 0, queue, instances, rule, invalid,
+           terms.as<A>());
+  });
+}
+
+void backward_cuda(const Array& embeddings, const Array* offsets, const Options& options,
+                   const Array& grad_terms, const CudaState& state, const Array& grad,
+                   const Array& workspace, int64_t stream) {
+  expect(embeddings.ndim == 3, "embeddings: expected (images, channels, pixels)");
+  Images images = Images::of(embeddings, offsets, nullptr);
+  check(embeddings, images, options, grad_terms, state);
+  expect(grad.dtype == embeddings.dtype && grad.shape == embeddings.shape,
+         "grad: expected the shape and type of embeddings");
+  if (images.images == 0) return;
+  const DeviceGuard guard(embeddings.device_id);
+  const DeviceInfo device = device_info();
+  const Stream queue = as_stream(stream);
+  const int64_t capacity = capacity_of(state, images);
+  images.invalid = state.images.as<const int64_t>() + 2 * images.images;
+  const bool push = options.background_push;
+  const Rule rule{options.delta_var, options.delta_dist, options.pooled_variance, options.norm};
+
+  dispatch_floating(embeddings.dtype, "embeddings", [&](auto element) {
+    using T = decltype(element);
+    using A = accumulator_t<T>;
+    const TileShape shape = TileShape::of<A>(embeddings.shape[1], push ? 2 : 1);
+    const BackwardPlan<A> plan(workspace.data, images, shape.channels, capacity);
+    expect(workspace.size() >= plan.bytes, "workspace: too small");
+    const Instances<A> instances = instances_of_state<A>(state, images, shape.channels, push);
+    const int64_t bytes =
+        checked_shared(padded_bytes<A>(shape.channels * shape.row) * (push ? 2 : 1) +
+                           padded_bytes<A>(shape.pixels) + padded_bytes<int32_t>(shape.pixels),
+                       device, embeddings.shape[1]);
+    const int64_t average = (images.total + images.images - 1) / images.images;
+    const int64_t most_tiles = std::max<int64_t>(
+        ((images.offsets ? images.total : average) + shape.pixels - 1) / shape.pixels, 1);
+    const int64_t blocks = std::clamp<int64_t>(
+        (device.processors * 16 + images.images - 1) / images.images, 1, most_tiles);
+    const auto tablers = static_cast<int>(
+        std::clamp<int64_t>(device.processors * 4 / images.images, 1, (capacity + 7) / 8));
+    launch(gradient_tables_kernel<A>, "gradient_tables", images.images * tablers, kThreads, 0,
+           queue, instances, rule, grad_terms.as<const A>(), plan.scales, plan.through_means,
+           tablers);
+    const auto gradient = [&](auto kernel) {
+      launch(kernel, "gradient", images.images * blocks, kThreads, bytes, queue,
+             embeddings.as<const T>(), strides_of(embeddings), images, shape,
+             Codes{state.slots.data, cuda_slot_bytes(capacity) == 4}, instances, rule, plan.scales,
+             plan.through_means, grad_terms.as<const A>(), grad.as<T>(), strides_of(grad), blocks);
+    };
+    if (push) {
+      gradient(gradient_kernel<T, true>);
+    } else {
+      gradient(gradient_kernel<T, false>);
+    }
+  });
+}
+
+}  // namespace instembed::discriminative

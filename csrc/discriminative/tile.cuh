@@ -1,0 +1,137 @@
+// Tiles: some consecutive pixels of an image, all channels, in shared memory in the type that sums
+// are taken in. Whatever the layout of the embeddings, kernels see tile[channel * row + pixel].
+#pragma once
+
+#include <cstdint>
+
+#include "common/cuda.h"
+#include "common/dtype.h"
+#include "common/images.cuh"
+
+namespace instembed::discriminative {
+
+using namespace cuda;
+
+constexpr int kThreads = 256;
+constexpr int kPiece = kWarp;        // pixels whose sums one thread takes
+constexpr int kTileElements = 8192;  // floats, half as many doubles
+
+struct TileShape {
+  int channels = 0;
+  int pixels = 0;  // a power of two of 32 to 1024
+  int row = 0;     // odd: neighbouring channels lie in different banks
+
+  // `copies`: tiles that a kernel keeps.
+  template <class A>
+  static TileShape of(int64_t channels, int copies = 1) {
+    TileShape shape;
+    shape.channels = static_cast<int>(channels);
+    shape.pixels = 1024;
+    const int64_t room = kTileElements * 4 / static_cast<int64_t>(sizeof(A)) / copies;
+    while (shape.pixels > kPiece && shape.pixels * channels > room) shape.pixels /= 2;
+    shape.row = shape.pixels + 1;
+    return shape;
+  }
+};
+
+template <class T>
+struct alignas(16) Pack {  // what one load or store moves
+  static constexpr int kSize = 16 / sizeof(T);
+  T values[kSize];
+};
+
+template <class T, class A>
+__device__ __forceinline__ T narrowed(A value) {
+  if constexpr (sizeof(T) == 2) {
+    return T::from(value);
+  } else {
+    return value;
+  }
+}
+
+// Whether runs of pixels (or of channels) of an image can be moved 16 bytes at a time.
+template <class T>
+__device__ __forceinline__ bool packs(const T* first, int64_t step, int64_t stride) {
+  return step == 1 && reinterpret_cast<uintptr_t>(first) % 16 == 0 &&
+         stride * static_cast<int64_t>(sizeof(T)) % 16 == 0;
+}
+
+// tile[d * row + p] = element d of pixel p for the n pixels at `first`.
+template <class T, class A>
+__device__ __forceinline__ void load_tile(const T* first, const Strides& strides, int n,
+                                          const TileShape& shape, SharedPtr<A> tile) {
+  constexpr int kSize = Pack<T>::kSize;
+  const int tid = static_cast<int>(threadIdx.x);
+  if (n == shape.pixels && packs(first, strides.pixel, strides.channel)) {
+    const int packs_a_row = shape.pixels / kSize;
+    const int packs_in_all = packs_a_row * shape.channels;
+#pragma unroll 4
+    for (int k = tid; k < packs_in_all; k += kThreads) {
+      const int d = k / packs_a_row, p = k % packs_a_row * kSize;
+      const auto pack = *reinterpret_cast<const Pack<T>*>(first + d * strides.channel + p);
+      for (int j = 0; j < kSize; ++j) tile[d * shape.row + p + j] = static_cast<A>(pack.values[j]);
+    }
+  } else if (shape.channels % kSize == 0 && packs(first, strides.channel, strides.pixel)) {
+    const int packs_a_pixel = shape.channels / kSize;
+    const int packs_in_all = packs_a_pixel * n;
+#pragma unroll 4
+    for (int k = tid; k < packs_in_all; k += kThreads) {
+      const int p = k / packs_a_pixel, d = k % packs_a_pixel * kSize;
+      const auto pack = *reinterpret_cast<const Pack<T>*>(first + p * strides.pixel + d);
+      for (int j = 0; j < kSize; ++j) {
+        tile[(d + j) * shape.row + p] = static_cast<A>(pack.values[j]);
+      }
+    }
+  } else if (strides.channel == 1) {
+    for (int k = tid; k < n * shape.channels; k += kThreads) {
+      const int p = k / shape.channels, d = k % shape.channels;
+      tile[d * shape.row + p] = static_cast<A>(first[p * strides.pixel + d]);
+    }
+  } else {
+    for (int k = tid; k < shape.pixels * shape.channels; k += kThreads) {
+      const int d = k / shape.pixels, p = k % shape.pixels;
+      if (p < n) {
+        tile[d * shape.row + p] = static_cast<A>(first[d * strides.channel + p * strides.pixel]);
+      }
+    }
+  }
+}
+
+// Element d of pixel p = value(d, p) for the n pixels at `first`.
+template <class T, class Value>
+__device__ __forceinline__ void store_tile(T* first, const Strides& strides, int n,
+                                           const TileShape& shape, Value&& value) {
+  constexpr int kSize = Pack<T>::kSize;
+  const int tid = static_cast<int>(threadIdx.x);
+  if (n == shape.pixels && packs(first, strides.pixel, strides.channel)) {
+    const int packs_a_row = shape.pixels / kSize;
+    for (int k = tid; k < packs_a_row * shape.channels; k += kThreads) {
+      const int d = k / packs_a_row, p = k % packs_a_row * kSize;
+      Pack<T> pack;
+#pragma unroll
+      for (int j = 0; j < kSize; ++j) pack.values[j] = narrowed<T>(value(d, p + j));
+      *reinterpret_cast<Pack<T>*>(first + d * strides.channel + p) = pack;
+    }
+  } else if (shape.channels % kSize == 0 && packs(first, strides.channel, strides.pixel)) {
+    const int packs_a_pixel = shape.channels / kSize;
+    for (int k = tid; k < packs_a_pixel * n; k += kThreads) {
+      const int p = k / packs_a_pixel, d = k % packs_a_pixel * kSize;
+      Pack<T> pack;
+#pragma unroll
+      for (int j = 0; j < kSize; ++j) pack.values[j] = narrowed<T>(value(d + j, p));
+      *reinterpret_cast<Pack<T>*>(first + p * strides.pixel + d) = pack;
+    }
+  } else if (strides.channel == 1) {
+    for (int k = tid; k < n * shape.channels; k += kThreads) {
+      const int p = k / shape.channels, d = k % shape.channels;
+      first[p * strides.pixel + d] = narrowed<T>(value(d, p));
+    }
+  } else {
+    for (int k = tid; k < shape.pixels * shape.channels; k += kThreads) {
+      const int d = k / shape.pixels, p = k % shape.pixels;
+      if (p < n) first[d * strides.channel + p * strides.pixel] = narrowed<T>(value(d, p));
+    }
+  }
+}
+
+}  // namespace instembed::discriminative

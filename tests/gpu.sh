@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# On a machine with a GPU: builds into the environment of $PYTHON without fetching anything (torch, numpy,
+# pytest, pybind11, scikit-build-core, cmake and ninja must be there), runs the GPU half of the tests, and
+# small ones again under compute-sanitizer. Never run so far: no GPU was at hand.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+"$PYTHON" -m pip install --no-build-isolation --no-deps --no-index -e . \
+  --config-settings=cmake.define.INSTEMBED_CUDA=ON --config-settings=cmake.define.INSTEMBED_CUDA_ARCHITECTURES=native
+"$PYTHON" -c 'import instembed, torch; assert instembed.cuda_available(), "no GPU"; print(torch.cuda.get_device_name())'
+"$PYTHON" -m pytest -m cuda
+if command -v compute-sanitizer > /dev/null; then
+  for tool in memcheck racecheck; do
+    compute-sanitizer --tool "$tool" --error-exitcode 1 \
+      "$PYTHON" -m pytest -m cuda tests/test_cuda.py -k 'types or options or sizes or shapes or offsets'
+  done
+else
+  echo 'compute-sanitizer was not found: memory and races were NOT checked'
+fi
