@@ -201,6 +201,27 @@ def gather_at_backward(
     linear: bool,
     threads: int,
 ) -> None: ...
+def pairwise_similarity_forward(
+    embeddings: Array, indices: Array, losses: Array, slopes: Array | None, *, threads: int
+) -> None: ...
+def pairwise_similarity_backward(
+    grad_losses: Array, slopes: Array, indices: Array, grad: Array, *, threads: int
+) -> None: ...
+
+class SampleInstances:
+    def __init__(
+        self,
+        labels: Array,
+        offsets: Array | None,
+        *,
+        background: int | None,
+        ignore_index: int | None,
+        threads: int,
+    ) -> None: ...
+    @property
+    def largest(self) -> int: ...
+    def sample(self, words: Array, indices: Array, valid: Array, *, threads: int) -> None: ...
+
 def seed_mask_iou(
     embeddings: Array,
     labels: Array,

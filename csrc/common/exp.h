@@ -28,9 +28,9 @@ inline constexpr ExpSeries<A> exp_series{};
 
 // 2^x for x <= 0 and -inf, to 3 units in the last place; 0 where the result would be subnormal.
 // Anything goes elsewhere. By bits: a comparison of vectors wider than the target's registers is
-// taken apart lane by lane.
+// taken apart lane by lane. `rest` gets 1 - 2^x, to as many units of its own.
 template <class A>
-INSTEMBED_INLINE Vec<A> exp2_lanes(const Vec<A>& x) {
+INSTEMBED_INLINE Vec<A> exp2_lanes(const Vec<A>& x, Vec<A>* rest = nullptr) {
   using Word = std::make_unsigned_t<MaskLane<A>>;
   using Words = Vec<Word>;
   constexpr int kFraction = sizeof(A) == 4 ? 23 : 52, kBits = 8 * sizeof(A);
@@ -40,11 +40,20 @@ INSTEMBED_INLINE Vec<A> exp2_lanes(const Vec<A>& x) {
   const Vec<A> r = x - (shifted - kRound);
   Vec<A> sum = splat(exp_series<A>.terms[kExpTerms<A> - 1]);
 #pragma GCC unroll 16
-  for (int k = kExpTerms<A> - 2; k >= 0; --k) sum = sum * r + exp_series<A>.terms[k];
+  for (int k = kExpTerms<A> - 2; k > 0; --k) sum = sum * r + exp_series<A>.terms[k];
+  const Vec<A> beyond_one = sum * r;
+  sum = beyond_one + exp_series<A>.terms[0];
   const Words power = reinterpret_cast<Words>(shifted) << kFraction;
   const auto below = reinterpret_cast<Vec<MaskLane<A>>>(x - kSmallest) >> (kBits - 1);
   const auto keep_bits = reinterpret_cast<Words>(~below);
-  return reinterpret_cast<Vec<A>>((reinterpret_cast<Words>(sum) + power) & keep_bits);
+  const auto result = reinterpret_cast<Vec<A>>((reinterpret_cast<Words>(sum) + power) & keep_bits);
+  if (rest) {  // where n = 0, the 1 of the series is left out instead of subtracted
+    const auto split = reinterpret_cast<Words>(
+        reinterpret_cast<Vec<MaskLane<A>>>(x + static_cast<A>(0.5)) >> (kBits - 1));
+    *rest = reinterpret_cast<Vec<A>>((reinterpret_cast<Words>(1 - result) & split) |
+                                     (reinterpret_cast<Words>(-beyond_one) & ~split));
+  }
+  return result;
 }
 
 }  // namespace instembed

@@ -13,6 +13,7 @@
 
 #include "common/exp.h"
 #include "common/parallel.h"
+#include "common/tournament.h"
 
 #pragma GCC diagnostic ignored "-Wpsabi"
 
@@ -380,21 +381,6 @@ INSTEMBED_SIMD void add_gradients(const Work<double>& work, Range first, Range s
   add_ranges<double, true>(work, first, second, flags, block);
 }
 
-// Runs f(a, b) for every two of `count` ranges, and f(a, a). What runs at the same time has no
-// range in common, and a range meets the others in an order of its own: a round-robin tournament.
-template <class F>
-void for_pairs(int64_t count, int threads, F&& f) {
-  parallel_for(count, threads, [&](int64_t k) { f(k, k); });
-  const int64_t teams = count + count % 2;
-  for (int64_t round = 0; round + 1 < teams; ++round) {
-    parallel_for(teams / 2, threads, [&](int64_t k) {
-      const int64_t a = k == 0 ? teams - 1 : (round + k) % (teams - 1);
-      const int64_t b = (round + teams - 1 - k) % (teams - 1);
-      if (a < count && b < count) f(std::min(a, b), std::max(a, b));
-    });
-  }
-}
-
 // Halves of the squared lengths, as the products of a row with itself are computed.
 template <class A>
 INSTEMBED_INLINE void square(const A* planar, int64_t width, int64_t channels, A* halves) {
@@ -453,7 +439,7 @@ void add_pairs(const Cloud<A>& cloud, const Rule& rule, const Weights<A>* weight
   const Caps<A> caps = find_caps(cloud, rule, threads);
   const Work<A> work{cloud, weights, caps, Numbers<A>(rule), sums};
   const int64_t length = std::clamp<int64_t>((tiles + kRanges - 1) / kRanges, 1, kLongest);
-  for_pairs((tiles + length - 1) / length, threads, [&](int64_t a, int64_t b) {
+  for_pairs({(tiles + length - 1) / length}, threads, [&](int64_t, int64_t a, int64_t b) {
     const auto range = [&](int64_t k) {
       return Range{k * length, std::min(tiles, (k + 1) * length)};
     };

@@ -12,6 +12,8 @@ from instembed.losses.discriminative import (
     discriminative_loss,
     discriminative_terms,
 )
+from instembed.losses.pairwise_similarity import PairwiseSimilarityLoss, pairwise_similarity_loss
+from instembed.losses.sample_pixels import SampledPixels, sample_pixels
 from instembed.losses.seediness import SeedinessHead, seed_mask_iou, seediness_loss, seediness_weight
 
 __all__ = [
@@ -19,11 +21,15 @@ __all__ = [
     "AssociativeEmbeddingTerms",
     "DiscriminativeLoss",
     "DiscriminativeTerms",
+    "PairwiseSimilarityLoss",
+    "SampledPixels",
     "SeedinessHead",
     "associative_embedding_loss",
     "associative_embedding_terms",
     "discriminative_loss",
     "discriminative_terms",
+    "pairwise_similarity_loss",
+    "sample_pixels",
     "seed_mask_iou",
     "seediness_loss",
     "seediness_weight",
