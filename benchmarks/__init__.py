@@ -2,6 +2,7 @@
 
 from benchmarks import (
     associative_embedding,
+    deep_metric,
     discriminative,
     gather_at,
     group_keypoints,
@@ -21,5 +22,6 @@ ENTRIES = [
     *label_statistics.ENTRIES,
     *instance_pool.ENTRIES,
     *gather_at.ENTRIES,
+    *deep_metric.ENTRIES,
     *seeds.ENTRIES,
 ]

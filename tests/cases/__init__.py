@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.cases import (
     associative_embedding,
+    deep_metric,
     discriminative,
     gather_at,
     group_keypoints,
@@ -18,6 +19,7 @@ from tests.cases.common import BadInput, OpCases
 
 _FAMILIES = (
     associative_embedding,
+    deep_metric,
     discriminative,
     gather_at,
     group_keypoints,
