@@ -99,7 +99,7 @@ def gathered(embeddings: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 def terms_of(squares: Tensor, same: Tensor) -> Tensor:
-    """softplus for both: -log(1 - sigma) = softplus(d) - log(exp(d) - 1), of which the last is d + log(1 - exp(-d))."""
+    """softplus for both: -log(1 - sigma) = softplus(d) - d - log(1 - exp(-d))."""
     soft = F.softplus(squares)
     d = squares.clamp(min=1e-6)
     return torch.where(same, soft - math.log(2), soft - d - torch.log(-torch.expm1(-d)))
@@ -171,9 +171,7 @@ def run_loss(workload: str, settings: Settings) -> list[Row]:
             if settings.compile and how == "product":
                 step = torch.compile(plain)
                 whole = torch.compile(functools.partial(torch_loss, indices=indices, loss=plain))
-                losses[f"compiled pairs, {what}"] = functools.partial(
-                    torch_loss, indices=indices, loss=step
-                )
+                losses[f"compiled pairs, {what}"] = functools.partial(torch_loss, indices=indices, loss=step)
                 losses[f"torch.compile, {what}"] = whole
     expected = losses[OURS](embeddings)
     gradient = differentiated(losses[OURS], embeddings)()

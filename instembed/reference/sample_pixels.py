@@ -19,7 +19,8 @@ def sample_pixels(
     """The definition of :func:`instembed.sample_pixels`: the pixels with the smallest keys."""
     images = images_of(labels, offsets)
     words = torch.randint(-(2**63), 2**63 - 1, (len(images),), generator=generator, device=labels.device)
-    rows, first = [], 0
+    rows: list[list[Tensor]] = []
+    first = 0
     for ids, word in zip(images, words, strict=True):
         pixels = torch.arange(len(ids), device=ids.device)
         keys = pixel_keys(word, pixels)

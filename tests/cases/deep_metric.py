@@ -88,7 +88,8 @@ def _shared_cases(good: tuple[Any, ...], points: tuple[Any, ...]) -> list[BadInp
             "offsets with images", ValueError, "offsets", good, {"samples": 2, "offsets": OFFSETS[0]}
         ),
         BadInput(
-            "offsets end", ValueError, "offsets", points, {"samples": 2, "offsets": torch.tensor([0, 9])}, "10"
+            "offsets end", ValueError, "offsets", points, {"samples": 2, "offsets": torch.tensor([0, 9])},
+            "10",
         ),
         BadInput(
             "offsets past the end", ValueError, "offsets", points,

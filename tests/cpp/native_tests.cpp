@@ -22,7 +22,9 @@
 #include "instance_pool/instance_pool.h"
 #include "label_statistics/label_statistics.h"
 #include "mean_shift/mean_shift.h"
+#include "pairwise_similarity/pairwise_similarity.h"
 #include "recurrent_mean_shift/recurrent_mean_shift.h"
+#include "sample_pixels/sample_pixels.h"
 #include "seeds/seeds.h"
 
 namespace instembed {
@@ -383,6 +385,51 @@ void test_seeds(DType dtype, int64_t images, int64_t channels, int64_t pixels, b
   CHECK(results[0] == results[1]);
 }
 
+void test_pairwise_similarity(DType dtype, int64_t images, int64_t channels, int64_t pixels,
+                              bool interleaved, int64_t run) {
+  const std::vector<int> layout =
+      interleaved ? std::vector<int>{0, 2, 1} : std::vector<int>{0, 1, 2};
+  Buffer embeddings(dtype, {images, channels, pixels}, layout), words(DType::i64, {images});
+  fill_normal(embeddings, dtype);
+  for (int64_t b = 0; b < images; ++b) words.as<int64_t>()[b] = draw(INT64_MIN, INT64_MAX);
+  Buffer labels = make_labels({images, pixels}, draw(0, 40), run);
+  const int64_t samples = draw(0, 20), spare = draw(0, 2);
+  std::vector<std::vector<char>> results;
+  for (const int threads : {1, 2}) {
+    const sample_pixels::Instances instances(labels, nullptr, {0, std::nullopt}, threads);
+    const int64_t capacity = instances.largest() + spare;
+    Buffer indices(DType::i64, {images, capacity, samples});
+    Buffer valid(DType::u8, {images, capacity, samples});
+    instances.sample(words, indices, valid, threads);
+    for (int64_t i = 0; i < indices.size(); ++i) {
+      CHECK((indices.as<int64_t>()[i] >= 0) == (valid.as<uint8_t>()[i] == 1));
+    }
+    Buffer losses(accumulation(dtype), {images}), alone(accumulation(dtype), {images});
+    Buffer slopes(accumulation(dtype), {images, capacity, samples, channels});
+    Buffer grad(dtype, {images, channels, pixels}, layout);
+    pairwise_similarity::forward(embeddings, indices, losses, &slopes, threads);
+    pairwise_similarity::forward(embeddings, indices, alone, nullptr, threads);
+    CHECK(std::memcmp(losses.raw(), alone.raw(), losses.bytes()) == 0);
+    pairwise_similarity::backward(losses, slopes, indices, grad, threads);
+    std::vector<char> bits;
+    for (const Buffer* part : {std::addressof(indices), std::addressof(losses),
+                               std::addressof(slopes), std::addressof(grad)}) {
+      bits.insert(bits.end(), part->raw(), part->raw() + part->bytes());
+    }
+    results.push_back(std::move(bits));
+    if (indices.size() == 0) continue;
+    indices.as<int64_t>()[draw(0, indices.size() - 1)] = pixels;
+    bool refused = false;
+    try {
+      pairwise_similarity::forward(embeddings, indices, losses, nullptr, threads);
+    } catch (const std::invalid_argument&) {
+      refused = true;
+    }
+    CHECK(refused);
+  }
+  CHECK(results[0] == results[1]);
+}
+
 void test_group_keypoints(DType dtype, int64_t images, int64_t joints, bool interleaved) {
   const int64_t height = draw(0, 20), width = draw(0, 40), dims = draw(1, 3);
   const std::vector<int> layout =
@@ -498,6 +545,7 @@ void run() {
       test_gather_at(dtype, images, draw(1, 3), channels, draw(0, 1) ? draw(0, 40) : 300,
                      static_cast<int>(draw(1, 3)), interleaved, draw(0, 1) == 1);
       test_seeds(dtype, images, channels, pixels, interleaved, draw(0, 1) ? 1 : 20);
+      test_pairwise_similarity(dtype, images, channels, pixels, interleaved, draw(0, 1) ? 1 : 20);
     }
   }
 }
