@@ -2,9 +2,11 @@
 
 from benchmarks import (
     associative_embedding,
+    cosine_margin,
     discriminative,
     gather_at,
     group_keypoints,
+    group_on_sphere,
     instance_pool,
     label_statistics,
     mean_shift,
@@ -16,7 +18,9 @@ ENTRIES = [
     *discriminative.ENTRIES,
     *associative_embedding.ENTRIES,
     *mean_shift.ENTRIES,
+    *cosine_margin.ENTRIES,
     *recurrent_mean_shift.ENTRIES,
+    *group_on_sphere.ENTRIES,
     *group_keypoints.ENTRIES,
     *label_statistics.ENTRIES,
     *instance_pool.ENTRIES,

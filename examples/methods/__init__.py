@@ -4,7 +4,11 @@ from collections.abc import Callable
 
 from methods.common import Batch, Instances, Maps, Method
 from methods.discriminative import Discriminative
+from methods.recurrent import Recurrent
 
-METHODS: dict[str, Callable[..., Method]] = {"discriminative": Discriminative}
+METHODS: dict[str, Callable[..., Method]] = {
+    "discriminative": Discriminative,
+    "recurrent": Recurrent,
+}
 
 __all__ = ["METHODS", "Batch", "Instances", "Maps", "Method"]
