@@ -68,6 +68,22 @@ def associative_embedding_backward(
     gathered: bool,
     threads: int,
 ) -> None: ...
+def cosine_margin_forward(
+    points: Array,
+    labels: Array,
+    offsets: Array | None,
+    keys: Array | None,
+    losses: Array,
+    gradient: Array | None,
+    *,
+    fraction: float,
+    most: int,
+    margin: float,
+    squared: bool,
+    background: int | None,
+    ignore_index: int | None,
+    threads: int,
+) -> None: ...
 
 class MeanShiftResult:
     @property
@@ -86,6 +102,17 @@ def mean_shift(
     min_size: int,
     max_iter: int,
     tol: float,
+    threads: int,
+) -> MeanShiftResult: ...
+def group_on_sphere(
+    points: Array,
+    mask: Array | None,
+    offsets: Array | None,
+    labels: Array,
+    *,
+    threshold: float,
+    min_size: int,
+    nearest: bool,
     threads: int,
 ) -> MeanShiftResult: ...
 def recurrent_mean_shift_forward(

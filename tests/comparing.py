@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 
-def assert_close(value: Tensor, expected: Tensor, tolerance: float) -> None:
-    """Relative to the largest value expected."""
+def assert_close(value: Tensor, expected: Tensor, tolerance: float, least: float = 0.0) -> None:
+    """Relative to the largest value expected, or to `least` where all are smaller: zero but for rounding."""
     assert value.isfinite().all()
-    scale = expected.abs().max().item() if expected.numel() else 0.0
+    scale = max(expected.abs().max().item() if expected.numel() else 0.0, least)
     torch.testing.assert_close(value.double(), expected, rtol=0, atol=tolerance * scale + 1e-300)
 
 

@@ -4,10 +4,12 @@
 #include <pybind11/stl.h>
 
 #include "associative_embedding/associative_embedding.h"
+#include "cosine_margin/cosine_margin.h"
 #include "detections/detections.h"
 #include "discriminative/discriminative.h"
 #include "gather_at/gather_at.h"
 #include "group_keypoints/group_keypoints.h"
+#include "group_on_sphere/group_on_sphere.h"
 #include "instance_pool/instance_pool.h"
 #include "label_statistics/label_statistics.h"
 #include "mean_shift/mean_shift.h"
@@ -155,6 +157,41 @@ void bind_recurrent_mean_shift(py::module_& module) {
       py::arg("grad_shifted"), py::arg("points"), py::arg("mask"), py::arg("offsets"),
       py::arg("shifted"), py::arg("norms"), py::arg("denominators"), py::arg("grad"), py::kw_only(),
       py::arg("bandwidth"), py::arg("step"), py::arg("tolerance"), py::arg("threads"));
+}
+
+void bind_cosine_margin(py::module_& module) {
+  using namespace cosine_margin;
+
+  module.def(
+      "cosine_margin_forward",
+      [](const Array& points, const Array& labels, const OptionalArray& offsets,
+         const OptionalArray& keys, const Array& losses, const OptionalArray& gradient,
+         double fraction, int64_t most, double margin, bool squared,
+         std::optional<int64_t> background, std::optional<int64_t> ignore_index, int threads) {
+        const py::gil_scoped_release release;
+        const Options options{
+            {margin, squared}, {background, ignore_index}, {fraction, most}, threads};
+        forward(points, labels, pointer(offsets), pointer(keys), options, losses,
+                pointer(gradient));
+      },
+      py::arg("points"), py::arg("labels"), py::arg("offsets"), py::arg("keys"), py::arg("losses"),
+      py::arg("gradient"), py::kw_only(), py::arg("fraction"), py::arg("most"), py::arg("margin"),
+      py::arg("squared"), py::arg("background"), py::arg("ignore_index"), py::arg("threads"));
+}
+
+void bind_group_on_sphere(py::module_& module) {
+  using namespace group_on_sphere;
+
+  module.def(
+      "group_on_sphere",
+      [](const Array& points, const OptionalArray& mask, const OptionalArray& offsets,
+         const Array& labels, double threshold, int64_t min_size, bool nearest, int threads) {
+        const py::gil_scoped_release release;
+        return group(points, pointer(mask), pointer(offsets), {threshold, min_size, nearest},
+                     labels, threads);
+      },
+      py::arg("points"), py::arg("mask"), py::arg("offsets"), py::arg("labels"), py::kw_only(),
+      py::arg("threshold"), py::arg("min_size"), py::arg("nearest"), py::arg("threads"));
 }
 
 void bind_group_keypoints(py::module_& module) {
@@ -389,7 +426,9 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
   bind_associative_embedding(module);
   bind_discriminative(module);
   bind_mean_shift(module);
+  bind_cosine_margin(module);
   bind_recurrent_mean_shift(module);
+  bind_group_on_sphere(module);
   bind_group_keypoints(module);
   bind_label_statistics(module);
   bind_instance_pool(module);

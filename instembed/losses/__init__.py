@@ -6,6 +6,7 @@ from instembed.losses.associative_embedding import (
     associative_embedding_loss,
     associative_embedding_terms,
 )
+from instembed.losses.cosine_margin import CosineMarginLoss, cosine_margin_loss
 from instembed.losses.discriminative import (
     DiscriminativeLoss,
     DiscriminativeTerms,
@@ -19,6 +20,7 @@ from instembed.losses.seediness import SeedinessHead, seed_mask_iou, seediness_l
 __all__ = [
     "AssociativeEmbeddingLoss",
     "AssociativeEmbeddingTerms",
+    "CosineMarginLoss",
     "DiscriminativeLoss",
     "DiscriminativeTerms",
     "PairwiseSimilarityLoss",
@@ -26,6 +28,7 @@ __all__ = [
     "SeedinessHead",
     "associative_embedding_loss",
     "associative_embedding_terms",
+    "cosine_margin_loss",
     "discriminative_loss",
     "discriminative_terms",
     "pairwise_similarity_loss",

@@ -15,10 +15,12 @@
 
 #include "associative_embedding/associative_embedding.h"
 #include "common/dtype.h"
+#include "cosine_margin/cosine_margin.h"
 #include "detections/detections.h"
 #include "discriminative/discriminative.h"
 #include "gather_at/gather_at.h"
 #include "group_keypoints/group_keypoints.h"
+#include "group_on_sphere/group_on_sphere.h"
 #include "instance_pool/instance_pool.h"
 #include "label_statistics/label_statistics.h"
 #include "mean_shift/mean_shift.h"
@@ -254,6 +256,55 @@ void test_recurrent_mean_shift(DType dtype, int64_t images, int64_t channels, in
       bits.insert(bits.end(), array.get().raw(), array.get().raw() + array.get().bytes());
     }
     results.push_back(std::move(bits));
+  }
+  CHECK(results[0] == results[1]);
+}
+
+void test_cosine_margin(DType dtype, int64_t images, int64_t channels, int64_t pixels,
+                        bool interleaved) {
+  using namespace cosine_margin;
+  const std::vector<int> layout =
+      interleaved ? std::vector<int>{0, 2, 1} : std::vector<int>{0, 1, 2};
+  const std::vector<int64_t> shape{images, channels, pixels};
+  Buffer points(dtype, shape, layout);
+  fill_directions(points, images, channels, pixels);
+  Buffer labels = make_labels({images, pixels}, draw(1, 12), 5), keys(DType::f32, {images, pixels});
+  fill_normal(keys, DType::f32);
+  const bool squared = draw(0, 1) == 1, sampled = draw(0, 1) == 1;
+  const double margin = 0.1 * static_cast<double>(draw(0, 10));
+  std::vector<std::vector<char>> results;
+  for (const int threads : {1, 2}) {
+    const Options options{{margin, squared}, {0, std::nullopt}, {0.6, 700}, threads};
+    Buffer losses(dtype, {images}), gradient(dtype, shape, layout), again(dtype, {images});
+    const Array& drawn = keys;
+    const Array& to = gradient;
+    forward(points, labels, nullptr, sampled ? &drawn : nullptr, options, losses, &to);
+    forward(points, labels, nullptr, sampled ? &drawn : nullptr, options, again, nullptr);
+    CHECK(std::equal(losses.raw(), losses.raw() + losses.bytes(), again.raw()));
+    std::vector<char> bits(losses.raw(), losses.raw() + losses.bytes());
+    bits.insert(bits.end(), gradient.raw(), gradient.raw() + gradient.bytes());
+    results.push_back(std::move(bits));
+  }
+  CHECK(results[0] == results[1]);
+}
+
+void test_group_on_sphere(DType dtype, int64_t images, int64_t channels, int64_t pixels,
+                          bool interleaved) {
+  using namespace group_on_sphere;
+  const std::vector<int> layout =
+      interleaved ? std::vector<int>{0, 2, 1} : std::vector<int>{0, 1, 2};
+  Buffer points(dtype, {images, channels, pixels}, layout);
+  fill_directions(points, images, channels, pixels);
+  Buffer mask = make_labels({images, pixels}, 2, 5);
+  const Options options{0.1 * static_cast<double>(draw(-10, 10)), draw(1, 9), draw(0, 1) == 1};
+  std::vector<std::vector<char>> results;
+  for (const int threads : {1, 2}) {
+    Buffer labels(DType::i64, {images, pixels});
+    const auto result = group(points, &mask, nullptr, options, labels, threads);
+    for (int64_t i = 0; i < labels.size(); ++i) {
+      CHECK(labels.as<int64_t>()[i] >= 0 && labels.as<int64_t>()[i] <= result.largest());
+    }
+    results.emplace_back(labels.raw(), labels.raw() + labels.bytes());
   }
   CHECK(results[0] == results[1]);
 }
@@ -537,6 +588,10 @@ void run() {
                       draw(0, 1) ? mean_shift::Seeding::peel : mean_shift::Seeding::all);
       test_recurrent_mean_shift(accumulation(dtype), images, channels,
                                 std::min<int64_t>(pixels, 1500), interleaved);
+      test_cosine_margin(accumulation(dtype), images, channels, std::min<int64_t>(pixels, 1500),
+                         interleaved);
+      test_group_on_sphere(accumulation(dtype), images, channels, std::min<int64_t>(pixels, 1500),
+                           interleaved);
       test_instance_pool(dtype, images, channels, pixels, interleaved, draw(0, 1) ? 1 : 20);
       test_label_statistics(images, draw(0, 30), draw(0, 30));
       test_group_keypoints(dtype, images, draw(1, 6), interleaved);

@@ -7,7 +7,7 @@
 
 #include "common/lines.h"
 
-namespace instembed::recurrent_mean_shift {
+namespace instembed::sphere {
 
 constexpr int64_t kTile = 64;   // points a tile, at most
 constexpr int64_t kGroup = 16;  // a tile is padded to a multiple of this many slots
@@ -24,4 +24,4 @@ struct Tiles {
 template <class A>
 Tiles order_points(const A* rows, int64_t points, int64_t padded, int threads);
 
-}  // namespace instembed::recurrent_mean_shift
+}  // namespace instembed::sphere

@@ -1,7 +1,7 @@
 // A tree of two-means splits. A cut between two large parts is taken where it falls, so that no
 // tile holds points of both; a cut through fewer points is moved to whole tiles, so that tiles are
 // full.
-#include "recurrent_mean_shift/order.h"
+#include "sphere/order.h"
 
 #include <algorithm>
 
@@ -9,7 +9,7 @@
 
 #pragma GCC diagnostic ignored "-Wpsabi"
 
-namespace instembed::recurrent_mean_shift {
+namespace instembed::sphere {
 namespace {
 
 constexpr int64_t kSample = 128;       // points that two means are found on
@@ -181,4 +181,4 @@ Tiles order_points(const A* rows, int64_t points, int64_t padded, int threads) {
 template Tiles order_points(const float*, int64_t, int64_t, int);
 template Tiles order_points(const double*, int64_t, int64_t, int);
 
-}  // namespace instembed::recurrent_mean_shift
+}  // namespace instembed::sphere
