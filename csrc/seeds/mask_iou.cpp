@@ -27,6 +27,7 @@ struct Task {
   const SeedSet<A>& seeds;
   const std::vector<Radius<A>>& radii;
   const std::vector<int32_t>& slots;
+  int64_t instances;
 };
 
 // Counts in lanes; members that bounds are not sure of are counted one by one.
@@ -37,37 +38,66 @@ struct Counter {
   static constexpr int L = Scanner<A, kBytes>::L;
 
   const Task<A>& task;
+  const A* squared_radii;
+  int radii;
   const LazyTile<A, T>& tile;
   const MaskLane<A>* slots;  // of the tile's pixels
+  int32_t* last_segment;     // in which a slot was seen
+  int32_t& segment;          // counts them
   MaskLane<A>* sums;         // L of members and L of members in common, of each seed and radius
   Count* counts;
 
-  INSTEMBED_INLINE Mask about(int s, int64_t i, const V& low, const V& high, const Mask& lanes) {
-    const int radii = static_cast<int>(task.radii.size());
-    Mask open{};
-    int reached = 0;
-    for (; reached < radii; ++reached) {
-      const A radius = static_cast<A>(task.radii[reached].exact);
-      const Mask outside = low > radius;
-      if (!any_lane(~outside & lanes)) break;
-      open |= ~outside & ~(high <= radius);
+  // Which instances the segment has: most have no pixel in it, and nothing in common there.
+  INSTEMBED_INLINE void start(int from, int end) {
+    ++segment;
+    for (int i = from; i < end; ++i) {
+      if (slots[i] >= 0) last_segment[slots[i]] = segment;
     }
-    open &= lanes;
-    const Mask sure = lanes & ~open, same = of_instance(s, i);
-    for (int k = 0; k < reached; ++k) {
-      add(s, k, (high <= static_cast<A>(task.radii[k].exact)) & sure, same);
+  }
+
+  INSTEMBED_INLINE void about(int s, int64_t i, const V (&low)[kWide], const V (&high)[kWide],
+                              const Mask (&lanes)[kWide], Mask (&open)[kWide]) {
+    const int count = radii;
+    const A* radius = squared_radii;
+    Mask settled[kWide] = {Mask{} - 1, Mask{} - 1};  // NaN is not
+    for (int k = 0; k < count; ++k) {
+#pragma GCC unroll 2
+      for (int w = 0; w < kWide; ++w) {
+        settled[w] &= (low[w] > radius[k]) | (high[w] <= radius[k]);
+      }
     }
-    return open;
+    Mask sure[kWide];
+#pragma GCC unroll 2
+    for (int w = 0; w < kWide; ++w) {
+      open[w] = lanes[w] & ~settled[w];
+      sure[w] = lanes[w] & settled[w];
+    }
+    MaskLane<A>* sum = sums + int64_t{s} * count * 2 * L;
+    for (int k = 0; k < count; ++k, sum += 2 * L) {
+      const Mask inside =
+          ((high[0] <= radius[k]) & sure[0]) + ((high[1] <= radius[k]) & sure[1]);
+      store(sum, load<Mask>(sum) - inside);
+    }
+    if (last_segment[task.slots[s]] != segment) return;
+#pragma GCC unroll 2
+    for (int w = 0; w < kWide; ++w) sure[w] &= of_instance(s, i + w * L);
+    sum -= (2 * count - 1) * L;
+    for (int k = 0; k < count; ++k, sum += 2 * L) {
+      const Mask inside =
+          ((high[0] <= radius[k]) & sure[0]) + ((high[1] <= radius[k]) & sure[1]);
+      store(sum, load<Mask>(sum) - inside);
+    }
   }
 
   INSTEMBED_INLINE void fine(int s, int64_t i, const V& squared, const Mask& lanes) {
-    const int radii = static_cast<int>(task.radii.size());
     const Mask same = of_instance(s, i);
     Mask open{};
     for (int k = 0; k < radii; ++k) {
       const Mask inside = (squared <= task.radii[k].inner) & lanes;
       open |= (squared <= task.radii[k].outer) & ~inside;
-      add(s, k, inside, same);
+      MaskLane<A>* sum = sums + (int64_t{s} * radii + k) * 2 * L;
+      store(sum, load<Mask>(sum) - inside);
+      store(sum + L, load<Mask>(sum + L) - (inside & same));
     }
     open &= lanes;
     if (!any_lane(open)) return;
@@ -89,12 +119,6 @@ struct Counter {
     const Mask difference = load<Mask>(slots + i) ^ task.slots[s];
     return ~((difference | -difference) >> (8 * sizeof(A) - 1));
   }
-
-  INSTEMBED_INLINE void add(int s, int k, const Mask& inside, const Mask& same) {
-    MaskLane<A>* sum = sums + (s * task.radii.size() + k) * 2 * L;
-    store(sum, load<Mask>(sum) - inside);
-    store(sum + L, load<Mask>(sum + L) - (inside & same));
-  }
 };
 
 template <int kBytes, class A, class T>
@@ -105,6 +129,10 @@ INSTEMBED_INLINE void count_tiles_of(const Task<A>& task, const Image<const T>& 
   int32_t unpacked[kMaxTile];
   Scanner<A, kBytes> scanner(task.seeds);
   LazyTile<A, T> tile(task.seeds, image, runs.tile, scratch);
+  std::vector<int32_t> last_segment(task.instances, 0);
+  int32_t segment = 0;
+  std::vector<A> squared_radii;
+  for (const Radius<A>& radius : task.radii) squared_radii.push_back(static_cast<A>(radius.exact));
   for (int64_t t = begin; t < end; ++t) {
     const int64_t from = t * runs.tile;
     const auto n = static_cast<int>(std::min<int64_t>(runs.tile, image.pixels - from));
@@ -119,7 +147,8 @@ INSTEMBED_INLINE void count_tiles_of(const Task<A>& task, const Image<const T>& 
     }
     for (int i = 0; i < n; ++i) counted[i] = slots[i] == kIgnored ? 0 : -1;
     tile.start(from, n);
-    scanner.scan(tile, n, counted, Counter<A, T, kBytes>{task, tile, slots, sums, counts});
+    scanner.scan(tile, n, counted, Counter<A, T, kBytes>{task, squared_radii.data(), static_cast<int>(squared_radii.size()), tile, slots,
+                                      last_segment.data(), segment, sums, counts});
   }
   constexpr int L = Scanner<A, kBytes>::L;
   for (int64_t k = 0; k < static_cast<int64_t>(task.seeds.size() * task.radii.size()); ++k) {
@@ -186,7 +215,7 @@ void image_iou(const Array& embeddings, const Batch& batch, const Array& labels,
   for (const int64_t k : order) tests.emplace_back(squared_radii[k], dims);
   const double largest = squared_radii[order[0]];
   const SeedSet<A> set(std::move(values), dims, std::vector<double>(places.size(), largest));
-  const Task<A> task{set, tests, slots};
+  const Task<A> task{set, tests, slots, runs.instances(b)};
 
   std::vector<Count> total(places.size() * radii);
   std::mutex mutex;

@@ -193,6 +193,12 @@ class LazyTile {
         const int channel = seeds_.channel(d);
         const T* source = image_.data + from_ + channel * image_.channel_stride;
         A* target = scratch_ + channel * stride_;
+        if (d + kRowsAhead < seeds_.block_end(blocks - 1)) {
+          // Rows are too short for the hardware to see them coming.
+          const T* ahead =
+              image_.data + from_ + seeds_.channel(d + kRowsAhead) * image_.channel_stride;
+          for (int i = 0; i < n_; i += 64 / sizeof(T)) __builtin_prefetch(ahead + i);
+        }
         for (int i = 0; i < n_; ++i) target[i] = convert<A>(source[i]);
       }
     }
@@ -206,6 +212,8 @@ class LazyTile {
   }
 
  private:
+  static constexpr int kRowsAhead = 4;
+
   const SeedSet<A>& seeds_;
   const Image<const T>& image_;
   const int64_t stride_;
@@ -227,17 +235,19 @@ class Scanner {
         centered_(static_cast<size_t>(seeds.dims()) * kSegment / kLanes<A>),
         limits_(static_cast<size_t>(seeds.blocks() + 1) * kSegment / kLanes<A>) {}
 
-  // For every seed and vector of pixels i, i + 1, ... of the tile of which some may lie in the
-  // seed's ball:
-  //   visitor.about(seed, i, low, high, lanes), bounds on the squared distances, returns the lanes
-  //     for which they are not enough;
-  //   visitor.fine(seed, i, squared, lanes) has sums of squared differences for those.
+  // visitor.start(from, end) at every segment, and for every seed and kWide vectors of pixels i, i +
+  // 1, ... of the tile of which some may lie in the seed's ball:
+  //   visitor.about(seed, i, low, high, lanes, open), bounds on the squared distances, sets the
+  //     lanes for which they are not enough;
+  //   visitor.fine(seed, i, squared, lanes) has sums of squared differences for one such vector.
   // Only pixels of `counted` take part.
   template <class Tile, class Visitor>
   INSTEMBED_INLINE void scan(Tile& tile, int n, const MaskLane<A>* counted, Visitor&& visitor) {
     for (int from = 0; from < n; from += kSegment) {
       const int end = std::min(n, from + kSegment);
       start_segment(tile, from, end);
+      if (near_.empty()) continue;
+      visitor.start(from, end);
       const auto count = static_cast<int>(near_.size());
       for (int k = 0; k < count; k += kGroup) {
         compare(tile, near_.data() + k, std::min(kGroup, count - k), from, end, counted, visitor);
@@ -332,23 +342,44 @@ class Scanner {
         done = next;
       }
       if (!possible) continue;
+      settle(tile, ids, count, from, i, end, counted, sums, visitor);
+    }
+  }
+
+  // Pixels and seeds whose products are complete.
+  template <class Tile, class Visitor>
+  INSTEMBED_INLINE void settle(const Tile& tile, const int32_t* ids, int count, int from, int i,
+                               int end, const MaskLane<A>* counted, const A* sums,
+                               Visitor& visitor) {
+    Mask lanes[kWide];
+    V norm[kWide], slack[kWide], limit[kWide];
+#pragma GCC unroll 2
+    for (int w = 0; w < kWide; ++w) {
+      const int at = i + w * L;
+      lanes[w] = load<Mask>(counted + from + at) & lanes_before(end - from - at);
+      norm[w] = load<V>(norms_ + at);
+      slack[w] = seeds_.slack() + seeds_.error() * norm[w];
+      slack[w] = norm[w] <= SeedSet<A>::kLargest
+                     ? slack[w]
+                     : splat_native(std::numeric_limits<A>::quiet_NaN());
+      limit[w] = load<V>(limits(seeds_.blocks()) + at);
+    }
+    for (int r = 0; r < count; ++r) {
+      V low[kWide], high[kWide];
+      Mask possible{}, open[kWide];
+#pragma GCC unroll 2
       for (int w = 0; w < kWide; ++w) {
-        const int at = i + w * L;
-        const Mask lanes = load<Mask>(counted + from + at) & lanes_before(end - from - at);
-        const V norm = load<V>(norms_ + at);
-        V slack = seeds_.slack() + seeds_.error() * norm;
-        slack = norm <= SeedSet<A>::kLargest ? slack
-                                             : splat_native(std::numeric_limits<A>::quiet_NaN());
-        const V limit = load<V>(limits(done) + at);
-        for (int r = 0; r < count; ++r) {
-          const V sum = load<V>(sums + (r * kWide + w) * L);
-          if (!any_lane(~(sum > limit) & lanes)) continue;
-          const V about = sum + norm;
-          const Mask open = visitor.about(ids[r], from + at, about - slack, about + slack, lanes);
-          if (any_lane(open)) {
-            visitor.fine(ids[r], from + at, squared(tile, ids[r], from + at), open);
-          }
-        }
+        const V sum = load<V>(sums + (r * kWide + w) * L);
+        possible |= ~(sum > limit[w]) & lanes[w];
+        low[w] = sum + norm[w] - slack[w];
+        high[w] = sum + norm[w] + slack[w];
+      }
+      if (!any_lane(possible)) continue;
+      visitor.about(ids[r], from + i, low, high, lanes, open);
+      if (!any_lane(open[0] | open[1])) continue;
+      for (int w = 0; w < kWide; ++w) {
+        const int at = from + i + w * L;
+        if (any_lane(open[w])) visitor.fine(ids[r], at, squared(tile, ids[r], at), open[w]);
       }
     }
   }
