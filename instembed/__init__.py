@@ -6,6 +6,7 @@ from instembed import reference
 from instembed.grouping import (
     Grouping,
     Poses,
+    PosesWithDetails,
     RecurrentMeanShift,
     SeededGrouping,
     Seeds,
@@ -53,6 +54,7 @@ __all__ = [
     "LabelStatistics",
     "MeanShift",
     "Poses",
+    "PosesWithDetails",
     "RecurrentMeanShift",
     "SeededGrouping",
     "SeedinessHead",

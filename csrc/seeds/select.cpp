@@ -29,7 +29,7 @@ namespace instembed::seeds {
 namespace {
 
 constexpr int kBlock = 64;
-constexpr int kBlocksPerTask = 32;
+constexpr int kBlocksPerTask = 16;
 constexpr int kBatch = 4 * kBlocksPerTask;  // blocks brought up to date side by side
 constexpr double kNever = -std::numeric_limits<double>::infinity();
 constexpr double kTaken = -1;  // in place of a distance: no seed can be here
