@@ -6,6 +6,7 @@ from instembed import reference
 from instembed.grouping import (
     Grouping,
     Poses,
+    PosesWithDetails,
     RecurrentMeanShift,
     SeededGrouping,
     Seeds,
@@ -62,6 +63,7 @@ __all__ = [
     "MeanShift",
     "PairwiseSimilarityLoss",
     "Poses",
+    "PosesWithDetails",
     "RecurrentMeanShift",
     "SampledPixels",
     "SeededGrouping",
