@@ -3,6 +3,7 @@
 __version__ = "0.1.0"
 
 from instembed import reference
+from instembed._native import cuda_available, set_overflow_checks
 from instembed.grouping import (
     Grouping,
     Poses,
@@ -73,6 +74,7 @@ __all__ = [
     "associative_embedding_terms",
     "coco_results",
     "cosine_margin_loss",
+    "cuda_available",
     "detections",
     "discriminative_loss",
     "discriminative_terms",
@@ -93,6 +95,7 @@ __all__ = [
     "seediness_loss",
     "seediness_weight",
     "select_seeds",
+    "set_overflow_checks",
 ]
 
 

@@ -5,6 +5,25 @@ from typing import Any, TypeAlias
 Array: TypeAlias = Any
 
 version: str
+cuda: bool
+
+# Only where `cuda` is true: arrays live on one device, `stream` is the handle of one of its streams, and
+# `workspace` is uint8 of the size that the function beside it tells.
+def cuda_device_count() -> int: ...
+def label_statistics_cuda_workspace(labels: Array, capacity: int) -> int: ...
+def label_statistics_cuda(
+    labels: Array,
+    ids: Array,
+    boxes: Array,
+    areas: Array,
+    centroids: Array,
+    num_instances: Array,
+    workspace: Array,
+    *,
+    background: int | None,
+    ignore_index: int | None,
+    stream: int,
+) -> None: ...
 
 class DiscriminativeOptions:
     def __init__(

@@ -2,7 +2,11 @@
 // (De Brabandere, Neven, Van Gool 2017, arXiv 1708.02551).
 #pragma once
 
+#if defined(__CUDACC__) || defined(INSTEMBED_CUDA_ON_CPU)
+#include "common/scalar.h"
+#else
 #include "common/simd.h"
+#endif
 
 namespace instembed::discriminative {
 

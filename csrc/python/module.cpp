@@ -19,6 +19,10 @@
 #include "sample_pixels/sample_pixels.h"
 #include "seeds/seeds.h"
 
+#if defined(INSTEMBED_CUDA)
+#include "python/cuda_bindings.h"
+#endif
+
 namespace py = pybind11;
 
 namespace instembed {
@@ -423,6 +427,12 @@ void bind_seeds(py::module_& module) {
 PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
   module.doc() = "The native core of instembed. Private: use the functions of the package.";
   module.attr("version") = INSTEMBED_VERSION;
+#if defined(INSTEMBED_CUDA)
+  module.attr("cuda") = true;
+  python::bind_cuda(module);
+#else
+  module.attr("cuda") = false;
+#endif
   bind_associative_embedding(module);
   bind_discriminative(module);
   bind_mean_shift(module);
