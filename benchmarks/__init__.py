@@ -3,6 +3,7 @@
 from benchmarks import (
     associative_embedding,
     cosine_margin,
+    deep_metric,
     discriminative,
     gather_at,
     group_keypoints,
@@ -25,5 +26,6 @@ ENTRIES = [
     *label_statistics.ENTRIES,
     *instance_pool.ENTRIES,
     *gather_at.ENTRIES,
+    *deep_metric.ENTRIES,
     *seeds.ENTRIES,
 ]

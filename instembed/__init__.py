@@ -3,9 +3,11 @@
 __version__ = "0.1.0"
 
 from instembed import reference
+from instembed._native import cuda_available, set_overflow_checks
 from instembed.grouping import (
     Grouping,
     Poses,
+    PosesWithDetails,
     RecurrentMeanShift,
     SeededGrouping,
     Seeds,
@@ -22,12 +24,16 @@ from instembed.losses import (
     CosineMarginLoss,
     DiscriminativeLoss,
     DiscriminativeTerms,
+    PairwiseSimilarityLoss,
+    SampledPixels,
     SeedinessHead,
     associative_embedding_loss,
     associative_embedding_terms,
     cosine_margin_loss,
     discriminative_loss,
     discriminative_terms,
+    pairwise_similarity_loss,
+    sample_pixels,
     seed_mask_iou,
     seediness_loss,
     seediness_weight,
@@ -56,8 +62,11 @@ __all__ = [
     "InstanceFeaturesWithIds",
     "LabelStatistics",
     "MeanShift",
+    "PairwiseSimilarityLoss",
     "Poses",
+    "PosesWithDetails",
     "RecurrentMeanShift",
+    "SampledPixels",
     "SeededGrouping",
     "SeedinessHead",
     "Seeds",
@@ -65,6 +74,7 @@ __all__ = [
     "associative_embedding_terms",
     "coco_results",
     "cosine_margin_loss",
+    "cuda_available",
     "detections",
     "discriminative_loss",
     "discriminative_terms",
@@ -76,13 +86,16 @@ __all__ = [
     "label_statistics",
     "location_read_points",
     "mean_shift",
+    "pairwise_similarity_loss",
     "read_location_maps",
     "recurrent_mean_shift",
     "reference",
+    "sample_pixels",
     "seed_mask_iou",
     "seediness_loss",
     "seediness_weight",
     "select_seeds",
+    "set_overflow_checks",
 ]
 
 

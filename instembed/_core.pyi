@@ -5,6 +5,25 @@ from typing import Any, TypeAlias
 Array: TypeAlias = Any
 
 version: str
+cuda: bool
+
+# Only where `cuda` is true: arrays live on one device, `stream` is the handle of one of its streams, and
+# `workspace` is uint8 of the size that the function beside it tells.
+def cuda_device_count() -> int: ...
+def label_statistics_cuda_workspace(labels: Array, capacity: int) -> int: ...
+def label_statistics_cuda(
+    labels: Array,
+    ids: Array,
+    boxes: Array,
+    areas: Array,
+    centroids: Array,
+    num_instances: Array,
+    workspace: Array,
+    *,
+    background: int | None,
+    ignore_index: int | None,
+    stream: int,
+) -> None: ...
 
 class DiscriminativeOptions:
     def __init__(
@@ -68,7 +87,6 @@ def associative_embedding_backward(
     gathered: bool,
     threads: int,
 ) -> None: ...
-
 def cosine_margin_forward(
     points: Array,
     labels: Array,
@@ -229,6 +247,27 @@ def gather_at_backward(
     linear: bool,
     threads: int,
 ) -> None: ...
+def pairwise_similarity_forward(
+    embeddings: Array, indices: Array, losses: Array, slopes: Array | None, *, threads: int
+) -> None: ...
+def pairwise_similarity_backward(
+    grad_losses: Array, slopes: Array, indices: Array, grad: Array, *, threads: int
+) -> None: ...
+
+class SampleInstances:
+    def __init__(
+        self,
+        labels: Array,
+        offsets: Array | None,
+        *,
+        background: int | None,
+        ignore_index: int | None,
+        threads: int,
+    ) -> None: ...
+    @property
+    def largest(self) -> int: ...
+    def sample(self, words: Array, indices: Array, valid: Array, *, threads: int) -> None: ...
+
 def seed_mask_iou(
     embeddings: Array,
     labels: Array,

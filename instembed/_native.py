@@ -63,3 +63,53 @@ core: Any = _load()
 def threads() -> int:
     """The number of threads for a kernel: what torch was told."""
     return torch.get_num_threads()
+
+
+def _cuda_core() -> Any:
+    """The core, for tensors on a GPU."""
+    if not core.cuda:
+        raise RuntimeError(
+            f"instembed's native core was built without CUDA ({core.__file__}), so it takes no tensors on a "
+            "GPU. Build it where nvcc is on the path: `pip install .` in the source tree finds it by itself, "
+            "and --config-settings=cmake.define.INSTEMBED_CUDA=ON makes its absence an error"
+        )
+    return core
+
+
+cuda_core = _cuda_core  # tests put another in its place
+
+
+def cuda_available() -> bool:
+    """Whether ops take tensors on a GPU: the core was built with CUDA, and it and torch see a device."""
+    if isinstance(core, _MissingCore) or not core.cuda:
+        return False
+    return torch.cuda.is_available() and core.cuda_device_count() > 0
+
+
+def stream_of(tensor: torch.Tensor) -> int:
+    """The handle of torch's current stream on the tensor's device."""
+    return int(torch.cuda.current_stream(tensor.device).cuda_stream) if tensor.is_cuda else 0
+
+
+_overflow_checks = False
+
+
+def set_overflow_checks(enabled: bool) -> None:
+    """Makes ops on CUDA tensors raise when a result did not fit its capacity. Off by default.
+
+    On the CPU such a result always raises. On a GPU finding out makes the host wait for the device, once a
+    call, and rules out CUDA graphs. Without the check an overflow shows in the result: a loss is NaN, and
+    ``num_instances`` is greater than the capacity, of an image whose other rows are then zero.
+    """
+    if not isinstance(enabled, bool):
+        raise TypeError(f"enabled must be True or False, got {type(enabled).__name__}")
+    global _overflow_checks
+    _overflow_checks = enabled
+
+
+def check_overflow(num_instances: torch.Tensor, capacity: int) -> None:
+    """Raises where a (B,) count exceeds the capacity, if the user asked for that."""
+    if _overflow_checks and num_instances.numel() > 0 and int(num_instances.max()) > capacity:
+        raise ValueError(
+            f"max_instances={capacity} is too small: an image has more instances. Pass a larger max_instances"
+        )

@@ -16,9 +16,32 @@ def cpu(name: str) -> Callable[..., Any]:
     return library.impl(_library, name, "CPU")
 
 
+cuda_kernels: dict[str, Callable[..., Any]] = {}
+"""The CUDA implementations by op."""
+
+
+def cuda(name: str) -> Callable[..., Any]:
+    """Decorates the CUDA implementation of an op."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        cuda_kernels[name] = function
+        _library.impl(name, function, "CUDA")
+        return function
+
+    return register
+
+
 def fake(name: str) -> Callable[..., Any]:
     """Decorates what gives an op's outputs their shapes, without data."""
     return library.register_fake(f"instembed::{name}", lib=_library)
+
+
+def default_capacity(pixels: int) -> int:
+    """Instances an image for which an op on a GPU has room if not told: a 16th of the pixels, 64 to 4096.
+
+    A CUDA op cannot ask how many there are without making the host wait.
+    """
+    return min(4096, max(64, pixels // 16))
 
 
 def capacity(max_instances: int | None) -> Any:

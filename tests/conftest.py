@@ -1,10 +1,35 @@
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 
 import instembed
+from instembed import _native, _ops
 from instembed._native import _MissingCore, core
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--simulated-core",
+        metavar="FILE",
+        help="run the CUDA implementations of the ops on CPU tensors, with the core of `make simulator`",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = config.getoption("--simulated-core")
+    if path is None:
+        return
+    spec = importlib.util.spec_from_file_location("simulated_core", path)
+    simulated = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(simulated)
+    _native.cuda_core = lambda: simulated
+    library = torch.library.Library("instembed", "IMPL")
+    for name, function in _ops.cuda_kernels.items():
+        library.impl(name, function, "CPU", allow_override=True)
+    config.simulated_library = library  # as long as it lives
 
 
 def pytest_report_header() -> str:

@@ -343,9 +343,7 @@ def test_gradcheck(options: dict) -> None:
 def test_differentiable_once() -> None:
     points, labels = blobs(50)
     points.requires_grad_()
-    (gradient,) = torch.autograd.grad(
-        instembed.cosine_margin_loss(points, labels), points, create_graph=True
-    )
+    (gradient,) = torch.autograd.grad(instembed.cosine_margin_loss(points, labels), points, create_graph=True)
     with pytest.raises(NotImplementedError, match=r"reference.cosine_margin_loss"):
         gradient.sum().backward()
 
@@ -353,9 +351,7 @@ def test_differentiable_once() -> None:
 @pytest.mark.parametrize("options", [{}, {"squared": True}, {"samples": 1.0}], ids=str)
 def test_compile_fullgraph(options: dict) -> None:
     labels = torch.randint(0, 4, (2, 6, 7))
-    assert_compiles(
-        lambda e: instembed.cosine_margin_loss(e * 2, labels, **options), torch.randn(2, 5, 6, 7)
-    )
+    assert_compiles(lambda e: instembed.cosine_margin_loss(e * 2, labels, **options), torch.randn(2, 5, 6, 7))
 
 
 def test_autocast() -> None:

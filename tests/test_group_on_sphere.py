@@ -77,7 +77,8 @@ def test_spirals() -> None:
     height = torch.linspace(-0.9, 0.9, 2000, dtype=torch.float64)
     radius = (1 - height.square()).sqrt()
     spirals = [
-        torch.stack([radius * (t + turn).cos(), radius * (t + turn).sin(), height], 1) for turn in (0, math.pi)
+        torch.stack([radius * (t + turn).cos(), radius * (t + turn).sin(), height], 1)
+        for turn in (0, math.pi)
     ]
     points = torch.cat(spirals)[torch.randperm(4000)]
     grouping = instembed.group_on_sphere(points, threshold=math.cos(0.03))
@@ -161,7 +162,9 @@ def test_points_without_a_direction(value: float) -> None:
     others = torch.ones(100, dtype=torch.bool)
     others[10:20] = False
     assert not grouping.labels[~others].any() and grouping.centers.isfinite().all()
-    assert torch.equal(grouping.labels[others], instembed.group_on_sphere(points[others], threshold=0.9).labels)
+    assert torch.equal(
+        grouping.labels[others], instembed.group_on_sphere(points[others], threshold=0.9).labels
+    )
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (0, 3, 4, 5), (2, 3, 0, 5)], ids=str)

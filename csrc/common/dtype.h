@@ -7,10 +7,17 @@
 
 #include "common/array.h"
 
+#if defined(__CUDACC__)
+#include <cuda_fp16.h>
+#define INSTEMBED_DTYPE_FUNCTION __host__ __device__
+#else
+#define INSTEMBED_DTYPE_FUNCTION
+#endif
+
 namespace instembed {
 
 template <class To, class From>
-inline To bit_cast(From from) {
+INSTEMBED_DTYPE_FUNCTION inline To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
   std::memcpy(&to, &from, sizeof(To));
@@ -22,16 +29,23 @@ inline To bit_cast(From from) {
 struct Half {
   uint16_t bits;
 
-  operator float() const {
+  INSTEMBED_DTYPE_FUNCTION operator float() const {
+#if defined(__CUDA_ARCH__)
+    return __half2float(__ushort_as_half(bits));
+#else
     const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
     const uint32_t magnitude = static_cast<uint32_t>(bits & 0x7fffu) << 13;
     // The exponent is rebased by a multiplication, which also normalises subnormals.
     const float rebased = bit_cast<float>(magnitude) * bit_cast<float>(0x77800000u);  // 2^112
     const uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;             // inf, NaN
     return bit_cast<float>(bit_cast<uint32_t>(rebased) | special | sign);
+#endif
   }
 
-  static Half from(float value) {  // rounds to nearest, ties to even
+  INSTEMBED_DTYPE_FUNCTION static Half from(float value) {  // rounds to nearest, ties to even
+#if defined(__CUDA_ARCH__)
+    return {__half_as_ushort(__float2half_rn(value))};
+#else
     const uint32_t u = bit_cast<uint32_t>(value);
     const uint32_t sign = (u >> 16) & 0x8000u;
     const uint32_t magnitude = u & 0x7fffffffu;
@@ -42,15 +56,18 @@ struct Half {
     uint32_t result = magnitude < 0x38800000u ? subnormal : normal;
     result = magnitude >= 0x477ff000u ? overflow : result;
     return {static_cast<uint16_t>(result | sign)};
+#endif
   }
 };
 
 struct BFloat16 {
   uint16_t bits;
 
-  operator float() const { return bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+  INSTEMBED_DTYPE_FUNCTION operator float() const {
+    return bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+  }
 
-  static BFloat16 from(float value) {
+  INSTEMBED_DTYPE_FUNCTION static BFloat16 from(float value) {
     const uint32_t u = bit_cast<uint32_t>(value);
     const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
     const uint32_t nan = (u >> 16) | 0x40u;
@@ -72,7 +89,7 @@ using accumulator_t = typename Accumulator<T>::type;
 
 // A sum, rounded to an element.
 template <class T>
-inline T rounded(double value) {
+INSTEMBED_DTYPE_FUNCTION inline T rounded(double value) {
   if constexpr (sizeof(T) == 2) {
     return T::from(static_cast<float>(value));
   } else {

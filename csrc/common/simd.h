@@ -176,6 +176,38 @@ INSTEMBED_INLINE void add_lane_sums(const V* vectors, double* row) {
   }
 }
 
+template <class V>
+using Lane = std::remove_cv_t<std::remove_reference_t<decltype(std::declval<V&>()[0])>>;
+
+// A vector's lanes as unsigned integers. What is decided lane by lane is best decided by bits: GCC
+// takes a comparison of vectors that are wider than the target's registers apart, a shift not.
+template <class V>
+using Bits = vector_t<std::make_unsigned_t<MaskLane<Lane<V>>>, sizeof(V) / sizeof(Lane<V>)>;
+
+// All bits of each lane that has its highest bit set.
+template <class U>
+INSTEMBED_INLINE U spread_highest(const U& bits) {
+  return U{} - (bits >> (8 * sizeof(bits[0]) - 1));
+}
+
+// v < 0 ? 0 : v, lane by lane: a NaN stays one.
+template <class V>
+INSTEMBED_INLINE V clamp_negative(const V& v) {
+  constexpr bool wide = sizeof(Lane<V>) == 8;
+  constexpr auto kInfinity = static_cast<Lane<Bits<V>>>(wide ? 0x7ff0000000000000u : 0x7f800000u);
+  constexpr auto kMagnitude = static_cast<Lane<Bits<V>>>(-1) >> 1;
+  const auto bits = reinterpret_cast<Bits<V>>(v);
+  const Bits<V> number = (bits & kMagnitude) - (kInfinity + 1);  // the highest bit: v is no NaN
+  return reinterpret_cast<V>(bits & ~spread_highest<Bits<V>>(bits & number));
+}
+
+// v in the lanes where `where` is not +0, 0 in the others.
+template <class V>
+INSTEMBED_INLINE V keep_nonzero(const V& v, const V& where) {
+  const auto bits = reinterpret_cast<Bits<V>>(where);
+  return keep(v, spread_highest<Bits<V>>(bits | (Bits<V>{} - bits)));
+}
+
 // True if any bit of any lane is set: of a comparison's result, say.
 template <class Mask>
 INSTEMBED_INLINE bool any_lane(const Mask& mask) {

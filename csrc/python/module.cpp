@@ -13,9 +13,15 @@
 #include "instance_pool/instance_pool.h"
 #include "label_statistics/label_statistics.h"
 #include "mean_shift/mean_shift.h"
+#include "pairwise_similarity/pairwise_similarity.h"
 #include "python/array_caster.h"
 #include "recurrent_mean_shift/recurrent_mean_shift.h"
+#include "sample_pixels/sample_pixels.h"
 #include "seeds/seeds.h"
+
+#if defined(INSTEMBED_CUDA)
+#include "python/cuda_bindings.h"
+#endif
 
 namespace py = pybind11;
 
@@ -337,6 +343,42 @@ void bind_gather_at(py::module_& module) {
       py::arg("threads"));
 }
 
+void bind_sample_pixels(py::module_& module) {
+  using namespace sample_pixels;
+
+  py::class_<Instances>(module, "SampleInstances")
+      .def(py::init([](const Array& labels, const OptionalArray& offsets,
+                       std::optional<int64_t> background, std::optional<int64_t> ignore_index,
+                       int threads) {
+             const py::gil_scoped_release release;
+             return std::make_unique<Instances>(labels, pointer(offsets),
+                                                LabelRules{background, ignore_index}, threads);
+           }),
+           py::arg("labels"), py::arg("offsets"), py::kw_only(), py::arg("background"),
+           py::arg("ignore_index"), py::arg("threads"))
+      .def_property_readonly("largest", &Instances::largest)
+      .def("sample", &Instances::sample, py::arg("words"), py::arg("indices"), py::arg("valid"),
+           py::kw_only(), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+}
+
+void bind_pairwise_similarity(py::module_& module) {
+  using namespace pairwise_similarity;
+
+  module.def(
+      "pairwise_similarity_forward",
+      [](const Array& embeddings, const Array& indices, const Array& losses,
+         const OptionalArray& slopes, int threads) {
+        const py::gil_scoped_release release;
+        forward(embeddings, indices, losses, pointer(slopes), threads);
+      },
+      py::arg("embeddings"), py::arg("indices"), py::arg("losses"), py::arg("slopes"),
+      py::kw_only(), py::arg("threads"));
+
+  module.def("pairwise_similarity_backward", &backward, py::arg("grad_losses"), py::arg("slopes"),
+             py::arg("indices"), py::arg("grad"), py::kw_only(), py::arg("threads"),
+             py::call_guard<py::gil_scoped_release>());
+}
+
 void bind_seeds(py::module_& module) {
   module.def(
       "seed_mask_iou",
@@ -385,6 +427,12 @@ void bind_seeds(py::module_& module) {
 PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
   module.doc() = "The native core of instembed. Private: use the functions of the package.";
   module.attr("version") = INSTEMBED_VERSION;
+#if defined(INSTEMBED_CUDA)
+  module.attr("cuda") = true;
+  python::bind_cuda(module);
+#else
+  module.attr("cuda") = false;
+#endif
   bind_associative_embedding(module);
   bind_discriminative(module);
   bind_mean_shift(module);
@@ -396,6 +444,8 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
   bind_instance_pool(module);
   bind_detections(module);
   bind_gather_at(module);
+  bind_sample_pixels(module);
+  bind_pairwise_similarity(module);
   bind_seeds(module);
 }
 

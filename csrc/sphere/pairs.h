@@ -7,8 +7,8 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "common/parallel.h"
 #include "common/simd.h"
+#include "common/tournament.h"
 #include "sphere/order.h"
 
 namespace instembed::sphere {
@@ -27,21 +27,6 @@ inline int64_t range_length(int64_t tiles) {
   return std::clamp<int64_t>((tiles + kRanges - 1) / kRanges, 1, kLongest);
 }
 
-// Runs f(a, b) for every two of `count` ranges, and f(a, a). What runs at the same time has no
-// range in common, and a range meets the others in an order of its own: a round-robin tournament.
-template <class F>
-void for_pairs(int64_t count, int threads, F&& f) {
-  parallel_for(count, threads, [&](int64_t k) { f(k, k); });
-  const int64_t teams = count + count % 2;
-  for (int64_t round = 0; round + 1 < teams; ++round) {
-    parallel_for(teams / 2, threads, [&](int64_t k) {
-      const int64_t a = k == 0 ? teams - 1 : (round + k) % (teams - 1);
-      const int64_t b = (round + teams - 1 - k) % (teams - 1);
-      if (a < count && b < count) f(std::min(a, b), std::max(a, b));
-    });
-  }
-}
-
 // Runs f(a, b, first, second) for all pairs of ranges of `tiles` tiles; a and b number the ranges.
 template <class F>
 void for_ranges(int64_t tiles, int threads, F&& f) {
@@ -49,8 +34,8 @@ void for_ranges(int64_t tiles, int threads, F&& f) {
   const auto range = [&](int64_t k) {
     return Range{k * length, std::min(tiles, (k + 1) * length)};
   };
-  for_pairs((tiles + length - 1) / length, threads,
-            [&](int64_t a, int64_t b) { f(a, b, range(a), range(b)); });
+  for_pairs({(tiles + length - 1) / length}, threads,
+            [&](int64_t, int64_t a, int64_t b) { f(a, b, range(a), range(b)); });
 }
 
 // Whether the processor's registers hold a whole Vec: then P is 1 in what follows, else 2. The

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 
 from methods.common import Batch, Instances, Maps, Method
+from methods.deep_metric import DeepMetric
 from methods.discriminative import Discriminative
 from methods.recurrent import Recurrent
 
 METHODS: dict[str, Callable[..., Method]] = {
+    "deep-metric": DeepMetric,
     "discriminative": Discriminative,
     "recurrent": Recurrent,
 }

@@ -11,7 +11,9 @@ from instembed.reference.instance_pool import instance_pool
 from instembed.reference.label_statistics import label_statistics
 from instembed.reference.location_maps import read_location_maps
 from instembed.reference.mean_shift import mean_shift
+from instembed.reference.pairwise_similarity import pairwise_similarity_loss
 from instembed.reference.recurrent_mean_shift import recurrent_mean_shift
+from instembed.reference.sample_pixels import sample_pixels
 from instembed.reference.seediness import seed_mask_iou, seediness_loss
 
 __all__ = [
@@ -27,8 +29,10 @@ __all__ = [
     "instance_pool",
     "label_statistics",
     "mean_shift",
+    "pairwise_similarity_loss",
     "read_location_maps",
     "recurrent_mean_shift",
+    "sample_pixels",
     "seed_mask_iou",
     "seediness_loss",
     "select_seeds",

@@ -27,9 +27,9 @@ def recurrent_mean_shift(
 ) -> Tensor:
     """The definition of :func:`instembed.recurrent_mean_shift`; differentiable any number of times.
 
-    ``tolerance`` sets all kernel values below tolerance / 64 to zero. ``attention`` replaces the N x N matrix by
-    ``scaled_dot_product_attention``, which does not store it and knows no tolerance: for devices without a
-    kernel.
+    ``tolerance`` sets all kernel values below tolerance / 64 to zero. ``attention`` replaces the N x N matrix
+    by ``scaled_dot_product_attention``, which does not store it and knows no tolerance: for devices without
+    a kernel.
     """
     start = unit_vectors(embeddings)
     flags = torch.ones_like(start[:, :1]) if mask is None else mask.unsqueeze(1)

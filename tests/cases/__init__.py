@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.cases import (
     associative_embedding,
     cosine_margin,
+    deep_metric,
     discriminative,
     gather_at,
     group_keypoints,
@@ -21,6 +22,7 @@ from tests.cases.common import BadInput, OpCases
 _FAMILIES = (
     associative_embedding,
     cosine_margin,
+    deep_metric,
     discriminative,
     gather_at,
     group_keypoints,

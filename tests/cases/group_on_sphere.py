@@ -43,10 +43,19 @@ def _group_on_sphere_cases() -> list[BadInput]:
         BadInput("mask shape", ValueError, "mask", (embeddings,), ok | {"mask": flags[:, :3]}, "(2, 3, 5)"),
         BadInput("mask device", ValueError, "mask", (embeddings,), ok | {"mask": flags.to("meta")}, "meta"),
         BadInput(
-            "offsets with images", ValueError, "offsets", (embeddings,), ok | {"offsets": torch.tensor([0, 2])}
+            "offsets with images",
+            ValueError,
+            "offsets",
+            (embeddings,),
+            ok | {"offsets": torch.tensor([0, 2])},
         ),
         BadInput(
-            "offsets end", ValueError, "offsets", GOOD_POINTS[:1], ok | {"offsets": torch.tensor([0, 9])}, "10"
+            "offsets end",
+            ValueError,
+            "offsets",
+            GOOD_POINTS[:1],
+            ok | {"offsets": torch.tensor([0, 9])},
+            "10",
         ),
         BadInput("threshold as text", TypeError, "threshold", (embeddings,), {"threshold": "0.9"}, "str"),
         BadInput("min_size 0", ValueError, "min_size", (embeddings,), ok | {"min_size": 0}, "0"),
@@ -64,7 +73,9 @@ def _group_on_sphere_cases() -> list[BadInput]:
     ]
     for value in (1.1, -1.1, float("nan"), float("inf")):
         cases.append(
-            BadInput(f"threshold {value}", ValueError, "threshold", (embeddings,), {"threshold": value}, str(value))
+            BadInput(
+                f"threshold {value}", ValueError, "threshold", (embeddings,), {"threshold": value}, str(value)
+            )
         )
     return cases
 

@@ -24,94 +24,14 @@
 #include "instance_pool/instance_pool.h"
 #include "label_statistics/label_statistics.h"
 #include "mean_shift/mean_shift.h"
+#include "pairwise_similarity/pairwise_similarity.h"
 #include "recurrent_mean_shift/recurrent_mean_shift.h"
+#include "sample_pixels/sample_pixels.h"
 #include "seeds/seeds.h"
+#include "testing.h"
 
 namespace instembed {
 namespace {
-
-std::mt19937_64 generator(0);
-
-int64_t draw(int64_t low, int64_t high) {
-  return std::uniform_int_distribution<int64_t>(low, high)(generator);
-}
-
-#define CHECK(condition)                                                            \
-  do {                                                                              \
-    if (!(condition)) {                                                             \
-      std::fprintf(stderr, "%s:%d: %s is false\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                                 \
-    }                                                                               \
-  } while (false)
-
-// An array with memory of its own, exactly as much as it needs.
-class Buffer {
- public:
-  Buffer(DType dtype, std::vector<int64_t> shape) : Buffer(dtype, shape, order(shape.size())) {}
-
-  // Dimensions are laid out in the given order, outermost first.
-  Buffer(DType dtype, std::vector<int64_t> shape, std::vector<int> layout) {
-    array_.dtype = dtype;
-    array_.ndim = static_cast<int>(shape.size());
-    std::copy(shape.begin(), shape.end(), array_.shape.begin());
-    int64_t stride = 1;
-    for (auto k = layout.rbegin(); k != layout.rend(); ++k) {
-      array_.strides[*k] = stride;
-      stride *= shape[*k];
-    }
-    memory_.reset(new char[bytes()]);
-    std::memset(memory_.get(), 0x5a, bytes());
-    array_.data = memory_.get();
-  }
-
-  operator const Array&() const { return array_; }
-  const Array* operator&() const { return &array_; }
-  template <class T>
-  T* as() {
-    return array_.as<T>();
-  }
-  int64_t size() const { return array_.size(); }
-  size_t bytes() const {
-    const size_t width[] = {2, 2, 4, 8, 1, 2, 4, 8, 1, 2, 4, 8};
-    return array_.size() * width[static_cast<int>(array_.dtype)];
-  }
-  const char* raw() const { return memory_.get(); }
-
- private:
-  static std::vector<int> order(size_t n) {
-    std::vector<int> identity(n);
-    for (size_t k = 0; k < n; ++k) identity[k] = static_cast<int>(k);
-    return identity;
-  }
-
-  Array array_;
-  std::unique_ptr<char[]> memory_;
-};
-
-void fill_normal(Buffer& buffer, DType dtype) {
-  std::normal_distribution<double> normal;
-  dispatch_floating(dtype, "test", [&](auto type) {
-    using T = decltype(type);
-    for (int64_t i = 0; i < buffer.size(); ++i) {
-      if constexpr (sizeof(T) == 2) {
-        buffer.as<T>()[i] = T::from(static_cast<float>(normal(generator)));
-      } else {
-        buffer.as<T>()[i] = static_cast<T>(normal(generator));
-      }
-    }
-  });
-}
-
-// Labels in runs of about `run` pixels.
-Buffer make_labels(std::vector<int64_t> shape, int64_t instances, int64_t run) {
-  Buffer labels(DType::i64, shape);
-  int64_t id = 0;
-  for (int64_t i = 0; i < labels.size(); ++i) {
-    if (draw(1, run) == 1) id = draw(0, instances);
-    labels.as<int64_t>()[i] = id * (int64_t{1} << 40);
-  }
-  return labels;
-}
 
 DType accumulation(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
 
@@ -434,6 +354,51 @@ void test_seeds(DType dtype, int64_t images, int64_t channels, int64_t pixels, b
   CHECK(results[0] == results[1]);
 }
 
+void test_pairwise_similarity(DType dtype, int64_t images, int64_t channels, int64_t pixels,
+                              bool interleaved, int64_t run) {
+  const std::vector<int> layout =
+      interleaved ? std::vector<int>{0, 2, 1} : std::vector<int>{0, 1, 2};
+  Buffer embeddings(dtype, {images, channels, pixels}, layout), words(DType::i64, {images});
+  fill_normal(embeddings, dtype);
+  for (int64_t b = 0; b < images; ++b) words.as<int64_t>()[b] = draw(INT64_MIN, INT64_MAX);
+  Buffer labels = make_labels({images, pixels}, draw(0, 40), run);
+  const int64_t samples = draw(0, 20), spare = draw(0, 2);
+  std::vector<std::vector<char>> results;
+  for (const int threads : {1, 2}) {
+    const sample_pixels::Instances instances(labels, nullptr, {0, std::nullopt}, threads);
+    const int64_t capacity = instances.largest() + spare;
+    Buffer indices(DType::i64, {images, capacity, samples});
+    Buffer valid(DType::u8, {images, capacity, samples});
+    instances.sample(words, indices, valid, threads);
+    for (int64_t i = 0; i < indices.size(); ++i) {
+      CHECK((indices.as<int64_t>()[i] >= 0) == (valid.as<uint8_t>()[i] == 1));
+    }
+    Buffer losses(accumulation(dtype), {images}), alone(accumulation(dtype), {images});
+    Buffer slopes(accumulation(dtype), {images, capacity, samples, channels});
+    Buffer grad(dtype, {images, channels, pixels}, layout);
+    pairwise_similarity::forward(embeddings, indices, losses, &slopes, threads);
+    pairwise_similarity::forward(embeddings, indices, alone, nullptr, threads);
+    CHECK(std::memcmp(losses.raw(), alone.raw(), losses.bytes()) == 0);
+    pairwise_similarity::backward(losses, slopes, indices, grad, threads);
+    std::vector<char> bits;
+    for (const Buffer* part : {std::addressof(indices), std::addressof(losses),
+                               std::addressof(slopes), std::addressof(grad)}) {
+      bits.insert(bits.end(), part->raw(), part->raw() + part->bytes());
+    }
+    results.push_back(std::move(bits));
+    if (indices.size() == 0) continue;
+    indices.as<int64_t>()[draw(0, indices.size() - 1)] = pixels;
+    bool refused = false;
+    try {
+      pairwise_similarity::forward(embeddings, indices, losses, nullptr, threads);
+    } catch (const std::invalid_argument&) {
+      refused = true;
+    }
+    CHECK(refused);
+  }
+  CHECK(results[0] == results[1]);
+}
+
 void test_group_keypoints(DType dtype, int64_t images, int64_t joints, bool interleaved) {
   const int64_t height = draw(0, 20), width = draw(0, 40), dims = draw(1, 3);
   const std::vector<int> layout =
@@ -553,6 +518,7 @@ void run() {
       test_gather_at(dtype, images, draw(1, 3), channels, draw(0, 1) ? draw(0, 40) : 300,
                      static_cast<int>(draw(1, 3)), interleaved, draw(0, 1) == 1);
       test_seeds(dtype, images, channels, pixels, interleaved, draw(0, 1) ? 1 : 20);
+      test_pairwise_similarity(dtype, images, channels, pixels, interleaved, draw(0, 1) ? 1 : 20);
     }
   }
 }

@@ -1,0 +1,143 @@
+// What kernels are written against: CUDA under nvcc, and under g++ the simulator of the tests
+// (tests/cpp/cuda_on_cpu), which runs the very same source on the CPU.
+//
+// Kernels use the CUDA names. Three things go through this header, so that the simulator can watch
+// them: shared memory (INSTEMBED_SHARED, DynamicShared, and SharedPtr<T> for what points into it),
+// launches (launch()), and what the host asks of a device.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#if defined(INSTEMBED_CUDA_ON_CPU)
+
+#include "cuda_on_cpu/simulator.h"
+
+#else
+
+#include <cuda_runtime.h>
+
+namespace instembed::cuda {
+
+template <class T>
+using SharedPtr = T*;
+
+// An array of n elements, n a constant, that the threads of a block share.
+#define INSTEMBED_SHARED(T, name, n) __shared__ T name[n]
+
+// Shared memory of the size that launch() was told, handed out in pieces: every thread takes the
+// same pieces in the same order.
+class DynamicShared {
+ public:
+  __device__ DynamicShared() {
+    extern __shared__ __align__(16) unsigned char all[];
+    next_ = all;
+  }
+  template <class T>
+  __device__ T* take(int n) {
+    T* piece = reinterpret_cast<T*>(next_);
+    next_ += (n * sizeof(T) + 15) / 16 * 16;
+    return piece;
+  }
+
+ private:
+  unsigned char* next_;
+};
+
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) {
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+  }
+}
+
+using Stream = cudaStream_t;
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), const char* name, int64_t blocks, int threads,
+            int64_t shared_bytes, Stream stream, const Arguments&... arguments) {
+  if (blocks == 0) return;
+  if (blocks > INT32_MAX) throw std::length_error(std::string(name) + ": too many blocks");
+  if (shared_bytes > 48 * 1024) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared_bytes)),
+          name);
+  }
+  kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream> > >(arguments...);
+  check(cudaGetLastError(), name);
+}
+
+inline void fill_bytes(void* data, int byte, int64_t bytes, Stream stream) {
+  if (bytes > 0) check(cudaMemsetAsync(data, byte, bytes, stream), "cudaMemsetAsync");
+}
+
+// Makes a device the current one, for as long as it lives.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    check(cudaGetDevice(&before_), "cudaGetDevice");
+    if (device != before_) check(cudaSetDevice(device), "cudaSetDevice");
+    changed_ = device != before_;
+  }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+struct DeviceInfo {
+  int processors = 0;  // multiprocessors
+  int64_t cache = 0;   // bytes of the L2
+  int64_t shared = 0;  // bytes of shared memory that one block may have
+};
+
+inline DeviceInfo device_info() {
+  int device = 0, processors = 0, cache = 0, shared = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "processors");
+  check(cudaDeviceGetAttribute(&cache, cudaDevAttrL2CacheSize, device), "cache");
+  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "shared");
+  return {processors, cache, shared};
+}
+
+inline int device_count() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
+}  // namespace instembed::cuda
+
+#endif
+
+namespace instembed::cuda {
+
+constexpr int kDeviceCuda = 2;  // as DLPack counts
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+inline Stream as_stream(int64_t stream) { return reinterpret_cast<Stream>(stream); }
+
+// Pieces of one block of device memory, each aligned to 256 bytes. With a null base it only counts.
+class Workspace {
+ public:
+  explicit Workspace(void* base) : base_(static_cast<char*>(base)) {}
+  template <class T>
+  T* take(int64_t n) {
+    const int64_t at = used_;
+    used_ += (n * static_cast<int64_t>(sizeof(T)) + 255) / 256 * 256;
+    return base_ ? reinterpret_cast<T*>(base_ + at) : nullptr;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  char* base_;
+  int64_t used_ = 0;
+};
+
+}  // namespace instembed::cuda

@@ -1,0 +1,38 @@
+// The bindings of the CUDA kernels. A stream is the integer that torch calls `cuda_stream`.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "common/cuda_devices.h"
+#include "label_statistics/cuda.h"
+#include "python/array_caster.h"
+
+namespace instembed::python {
+
+inline void bind_label_statistics_cuda(py::module_& module) {
+  using namespace label_statistics;
+
+  module.def("label_statistics_cuda_workspace", &cuda_workspace, py::arg("labels"),
+             py::arg("capacity"));
+
+  module.def(
+      "label_statistics_cuda",
+      [](const Array& labels, const Array& ids, const Array& boxes, const Array& areas,
+         const Array& centroids, const Array& num_instances, const Array& workspace,
+         std::optional<int64_t> background, std::optional<int64_t> ignore_index, int64_t stream) {
+        const py::gil_scoped_release release;
+        measure_cuda(labels, {background, ignore_index}, ids, boxes, areas, centroids,
+                     num_instances, workspace, stream);
+      },
+      py::arg("labels"), py::arg("ids"), py::arg("boxes"), py::arg("areas"), py::arg("centroids"),
+      py::arg("num_instances"), py::arg("workspace"), py::kw_only(), py::arg("background"),
+      py::arg("ignore_index"), py::arg("stream"));
+}
+
+inline void bind_cuda(py::module_& module) {
+  module.def("cuda_device_count", &cuda::visible_devices);
+  bind_label_statistics_cuda(module);
+}
+
+}  // namespace instembed::python

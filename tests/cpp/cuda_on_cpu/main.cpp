@@ -1,0 +1,25 @@
+// Runs every CUDA kernel on the simulated device. The argument is the number of schedules a case.
+#include <chrono>
+#include <cstdlib>
+
+#include "cuda_on_cpu/tests.h"
+
+namespace instembed {
+namespace {
+
+void run(const char* name, void (*test)(int), int schedules) {
+  const auto start = std::chrono::steady_clock::now();
+  test(schedules);
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  std::printf("simulator: %s, %d schedules a case: %.1f s\n", name, schedules, took.count());
+}
+
+}  // namespace
+}  // namespace instembed
+
+int main(int argc, char** argv) {
+  const int schedules = argc > 1 ? std::atoi(argv[1]) : 20;
+  using namespace instembed;
+  run("label_statistics", test_label_statistics, schedules);
+  return 0;
+}
