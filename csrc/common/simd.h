@@ -17,8 +17,13 @@
 // A sanitised build takes the baseline: an ifunc resolver runs before the sanitizer is ready.
 #define INSTEMBED_SIMD \
   __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4"), flatten))
+// For a pair of functions that differ in the width of their vectors: see kWideVectors.
+#define INSTEMBED_SIMD_WIDE __attribute__((target("arch=x86-64-v4"), flatten))
+#define INSTEMBED_SIMD_NARROW __attribute__((target_clones("default", "arch=x86-64-v3"), flatten))
 #else
 #define INSTEMBED_SIMD
+#define INSTEMBED_SIMD_WIDE
+#define INSTEMBED_SIMD_NARROW
 #endif
 #define INSTEMBED_INLINE inline __attribute__((always_inline))
 
@@ -86,6 +91,19 @@ template <class T>
 INSTEMBED_INLINE Vec<MaskLane<T>> first_lanes(int64_t count) {
   const int64_t lanes = count < 0 ? 0 : (count > kLanes<T> ? kLanes<T> : count);
   return load<Vec<MaskLane<T>>>(mask_table<T>.values + kLanes<T> - lanes);
+}
+
+// A Vec in P pieces. GCC keeps vectors wider than the target's registers in memory: a hot loop
+// takes pieces that fit.
+template <class A, int P>
+using Piece = vector_t<A, kLanes<A> / P>;
+
+template <class V, class T>
+INSTEMBED_INLINE V splat_as(T value) {
+  using Mask = vector_t<MaskLane<T>, sizeof(V) / sizeof(T)>;
+  MaskLane<T> bits;
+  std::memcpy(&bits, &value, sizeof(T));
+  return reinterpret_cast<V>(bits - Mask{});
 }
 
 template <class V, class Mask>

@@ -73,65 +73,71 @@ struct Work {
   }
 };
 
-// kBlock rows and V vectors of columns: adds w_i w_j h to `total`, and stores h'.
-template <class A, int V, bool squared>
+// kBlock rows and V vectors of columns, each in P pieces: adds w_i w_j h to `total`, and stores h'.
+template <class A, int P, int V, bool squared>
 INSTEMBED_INLINE void fill_block(const Side<A>& I, const Side<A>& J, int64_t channels,
                                  int64_t padded, A least, bool compare, int64_t r0, int64_t c0,
-                                 Block<A>* block, Vec<A>* total) {
-  using Mask = Vec<MaskLane<A>>;
-  constexpr int kBits = 8 * sizeof(A) - 1;
-  Vec<A> dots[kBlock][V] = {};
-  sphere::add_dots<A, V>(I.rows + r0 * padded, padded, J.planar + c0, J.width, channels, dots);
+                                 Block<A>* block, Piece<A, P>* total) {
+  using Part = Piece<A, P>;
+  using Mask = Piece<MaskLane<A>, P>;
+  constexpr int kBits = 8 * sizeof(A) - 1, lanes = kLanes<A> / P;
+  Part dots[kBlock][V * P] = {};
+  sphere::add_dots<A, P, V>(I.rows + r0 * padded, padded, J.planar + c0, J.width, channels, dots);
 #pragma GCC unroll 2
   for (int v = 0; v < V; ++v) {
-    const int64_t c = c0 + v * kLanes<A>;
-    const Mask ids = load<Mask>(J.ids + c);
+    const int64_t column = c0 + v * kLanes<A>;
     Mask any{};
-    Vec<A> sum{};
+#pragma GCC unroll 2
+    for (int p = 0; p < P; ++p) {
+      const int64_t c = column + p * lanes;
+      const Mask ids = load<Mask>(J.ids + c);
+      Part sum{};
 #pragma GCC unroll 8
-    for (int r = 0; r < kBlock; ++r) {
-      const Vec<A> above = dots[r][v] - splat(least);
-      Mask active = reinterpret_cast<Mask>(splat(least) - dots[r][v]) >> kBits;
-      if (compare) {
-        const Mask other = ids ^ splat(I.ids[r0 + r]);
-        active &= (other | -other) >> kBits;
+      for (int r = 0; r < kBlock; ++r) {
+        const Part above = dots[r][v * P + p] - splat_as<Part>(least);
+        Mask active = reinterpret_cast<Mask>(-above) >> kBits;
+        if (compare) {
+          const Mask other = ids ^ splat_as<Mask>(I.ids[r0 + r]);
+          active &= (other | -other) >> kBits;
+        }
+        any |= active;
+        const Part hinge = keep(above, active);
+        sum += splat_as<Part>(I.weights[r0 + r]) * (squared ? hinge * hinge : hinge);
+        store(block->values + (r0 + r) * kTile + c,
+              squared ? hinge : keep(splat_as<Part>(A(1)), active));
       }
-      any |= active;
-      const Vec<A> hinge = keep(above, active);
-      sum += splat(I.weights[r0 + r]) * (squared ? hinge * hinge : hinge);
-      store(block->values + (r0 + r) * kTile + c, squared ? hinge : keep(splat(A(1)), active));
+      *total += sum * load<Part>(J.weights + c);
     }
-    *total += sum * load<Vec<A>>(J.weights + c);
     if (!any_lane(any)) continue;
     constexpr int kWide = kLanes<A> / kBlock;
-    block->map.rows[r0 / kBlock] |= ((1 << kWide) - 1) << (c / kBlock);
-    for (int k = 0; k < kWide; ++k) block->map.columns[c / kBlock + k] |= 1 << (r0 / kBlock);
+    block->map.rows[r0 / kBlock] |= ((1 << kWide) - 1) << (column / kBlock);
+    for (int k = 0; k < kWide; ++k) block->map.columns[column / kBlock + k] |= 1 << (r0 / kBlock);
   }
 }
 
 // Returns the sum of w_i w_j [g_ij]+ over a pair of tiles.
-template <class A, bool squared>
+template <class A, int P, bool squared>
 INSTEMBED_INLINE double add_pair(const Side<A>& I, const Side<A>& J, int64_t channels,
                                  int64_t padded, A least, bool compare, Block<A>* block,
                                  bool both) {
   constexpr int64_t L = kLanes<A>;
-  Vec<A> total{};
+  Piece<A, P> total{};
   block->map = {};
   for (int64_t r = 0; r < I.width; r += kBlock) {
     int64_t c = 0;
-    for (; c + 2 * L <= J.width; c += 2 * L) {
-      fill_block<A, 2, squared>(I, J, channels, padded, least, compare, r, c, block, &total);
+    for (; P == 1 && c + 2 * L <= J.width; c += 2 * L) {
+      fill_block<A, P, 2, squared>(I, J, channels, padded, least, compare, r, c, block, &total);
     }
-    if (c < J.width) {
-      fill_block<A, 1, squared>(I, J, channels, padded, least, compare, r, c, block, &total);
+    for (; c < J.width; c += L) {
+      fill_block<A, P, 1, squared>(I, J, channels, padded, least, compare, r, c, block, &total);
     }
   }
   if (I.sums) {
     const sphere::Term<A> rows[] = {{block->values, J.weighted}};
-    sphere::multiply(rows, block->map.rows, kTile, 1, I.width, padded, I.sums);
+    sphere::multiply<A, P>(rows, block->map.rows, kTile, 1, I.width, padded, I.sums);
     if (both) {
       const sphere::Term<A> columns[] = {{block->values, I.weighted}};
-      sphere::multiply(columns, block->map.columns, 1, kTile, J.width, padded, J.sums);
+      sphere::multiply<A, P>(columns, block->map.columns, 1, kTile, J.width, padded, J.sums);
     }
   }
   return sum_lanes(total) * (both ? 2 : 1);
@@ -156,7 +162,7 @@ double add_joined(const Work<A>& work, int64_t i, int64_t j) {
 }
 
 // All pairs of a tile of the first range and one of the second; each once, if they are the same.
-template <class A, bool squared>
+template <class A, int P, bool squared>
 INSTEMBED_INLINE double add_ranges(const Work<A>& work, const Range& first, const Range& second,
                                    A* near, A* joined, Block<A>* block) {
   const Cloud<A>& cloud = work.cloud;
@@ -172,18 +178,29 @@ INSTEMBED_INLINE double add_ranges(const Work<A>& work, const Range& first, cons
       if (!squared && joined[j - from] > 0 && !a.meets(b)) {
         sum += add_joined(work, i, j);
       } else {
-        sum += add_pair<A, squared>(I, work.side(j), cloud.channels, cloud.padded, least,
-                                    a.meets(b), block, i != j);
+        sum += add_pair<A, P, squared>(I, work.side(j), cloud.channels, cloud.padded, least,
+                                       a.meets(b), block, i != j);
       }
     }
   }
   return sum;
 }
 
-#define INSTEMBED_RANGES(A, name, squared)                                                 \
-  INSTEMBED_SIMD double name(const Work<A>& work, const Range& first, const Range& second, \
-                             A* near, A* joined, Block<A>* block) {                        \
-    return add_ranges<A, squared>(work, first, second, near, joined, block);               \
+#define INSTEMBED_RANGES(A, name, squared)                                                      \
+  INSTEMBED_SIMD_WIDE double name##_wide(const Work<A>& work, const Range& first,               \
+                                         const Range& second, A* near, A* joined,               \
+                                         Block<A>* block) {                                     \
+    return add_ranges<A, 1, squared>(work, first, second, near, joined, block);                 \
+  }                                                                                             \
+  INSTEMBED_SIMD_NARROW double name##_narrow(const Work<A>& work, const Range& first,           \
+                                             const Range& second, A* near, A* joined,           \
+                                             Block<A>* block) {                                 \
+    return add_ranges<A, 2, squared>(work, first, second, near, joined, block);                 \
+  }                                                                                             \
+  double name(const Work<A>& work, const Range& first, const Range& second, A* near, A* joined, \
+              Block<A>* block) {                                                                \
+    if (sphere::kWideVectors) return name##_wide(work, first, second, near, joined, block);     \
+    return name##_narrow(work, first, second, near, joined, block);                             \
   }
 INSTEMBED_RANGES(float, add_linear, false)
 INSTEMBED_RANGES(double, add_linear, false)

@@ -107,19 +107,22 @@ INSTEMBED_INLINE void join_points(const Work<A>& work, int64_t i, int64_t j, boo
   const int64_t height = work.last(i) - a, most = work.last(j) - b;
   const auto least = static_cast<A>(work.threshold - work.slack);
   const auto sure = static_cast<A>(work.threshold + work.slack);
-  constexpr int kBits = 8 * sizeof(A) - 1;
+  using V = Piece<A, 2>;
   for (int64_t r0 = 0; r0 < height; r0 += kBlock) {
     for (int64_t c0 = 0; c0 < most; c0 += kLanes<A>) {
-      Vec<A> dots[kBlock][1] = {};
-      sphere::add_dots<A, 1>(rows + r0 * padded, padded, planar + c0, width, cloud.channels, dots);
-      Vec<MaskLane<A>> below = reinterpret_cast<Vec<MaskLane<A>>>(dots[0][0] - splat(least));
-      for (int r = 1; r < kBlock; ++r) {
-        below &= reinterpret_cast<Vec<MaskLane<A>>>(dots[r][0] - splat(least));
+      V dots[kBlock][2] = {};
+      sphere::add_dots<A, 2, 1>(rows + r0 * padded, padded, planar + c0, width, cloud.channels,
+                                dots);
+      V most_similar = dots[0][0];
+      for (int r = 0; r < kBlock; ++r) {
+        for (const V& similarity : dots[r]) {
+          most_similar = similarity > most_similar ? similarity : most_similar;
+        }
       }
-      if (!any_lane(~below >> kBits)) continue;
+      if (!any_lane(most_similar >= splat_as<V>(least))) continue;
       for (int64_t r = r0; r < std::min(r0 + kBlock, height); ++r) {
         A values[kLanes<A>];
-        store(values, dots[r - r0][0]);
+        for (int p = 0; p < 2; ++p) store(values + p * kLanes<A> / 2, dots[r - r0][p]);
         for (int64_t c = c0; c < std::min(c0 + kLanes<A>, most); ++c) {
           const A value = values[c - c0];
           if (value < least || (value < sure && !work.connected(a + r, b + c))) continue;

@@ -65,108 +65,121 @@ struct Side {  // a tile's part in a pair
   double* numbers;
 };
 
-template <class A, int V, bool weighted>
+// kBlock rows and V vectors of columns, each in P pieces.
+template <class A, int P, int V, bool weighted>
 INSTEMBED_INLINE void fill_block(const Side<A>& I, const Side<A>& J, int64_t channels,
                                  int64_t padded, const Numbers<A>& numbers, int64_t r0, int64_t c0,
-                                 Block<A>* block, Vec<A>* row_sums, Vec<A>* column_sums) {
-  constexpr int kBits = 8 * sizeof(A) - 1;
-  using Mask = Vec<MaskLane<A>>;
-  const Vec<A> scale = splat(numbers.scale), least = splat(numbers.least);
-  Vec<A> powers[kBlock][V] = {};
-  add_dots<A, V>(I.rows + r0 * padded, padded, J.planar + c0, J.width, channels, powers);
-#pragma GCC unroll 4
+                                 Block<A>* block, Piece<A, P>* row_sums, Piece<A, P>* column_sums) {
+  using Part = Piece<A, P>;
+  using Mask = Piece<MaskLane<A>, P>;
+  constexpr int kBits = 8 * sizeof(A) - 1, lanes = kLanes<A> / P;
+  const Part scale = splat_as<Part>(numbers.scale), least = splat_as<Part>(numbers.least);
+  Part powers[kBlock][V * P] = {};
+  add_dots<A, P, V>(I.rows + r0 * padded, padded, J.planar + c0, J.width, channels, powers);
+#pragma GCC unroll 2
   for (int v = 0; v < V; ++v) {
-    const int64_t c = c0 + v * kLanes<A>;
-    const Vec<A> halves = load<Vec<A>>(J.halves + c);
+    const int64_t column = c0 + v * kLanes<A>;
     Mask any{};
+#pragma GCC unroll 2
+    for (int p = 0; p < P; ++p) {
+      const Part halves = load<Part>(J.halves + column + p * lanes);
 #pragma GCC unroll 8
-    for (int r = 0; r < kBlock; ++r) {
-      Vec<A>& power = powers[r][v];
-      power = (power - splat(I.halves[r0 + r]) - halves) * scale;
-      any |= reinterpret_cast<Mask>(least - power);
+      for (int r = 0; r < kBlock; ++r) {
+        Part& power = powers[r][v * P + p];
+        power = (power - splat_as<Part>(I.halves[r0 + r]) - halves) * scale;
+        any |= reinterpret_cast<Mask>(least - power);
+      }
     }
     if (!any_lane(any >> kBits)) continue;
     constexpr int kWide = kLanes<A> / kBlock;
-    block->map.rows[r0 / kBlock] |= ((1 << kWide) - 1) << (c / kBlock);
-    for (int k = 0; k < kWide; ++k) block->map.columns[c / kBlock + k] |= 1 << (r0 / kBlock);
-#pragma GCC unroll 8
-    for (int r = 0; r < kBlock; ++r) {
-      Vec<A>& power = powers[r][v];
-      power = keep(power, reinterpret_cast<Mask>(power) >> kBits);  // rounding may leave it above 0
-      power = exp2_lanes<A>(power);
-      store(block->kernel + (r0 + r) * kTile + c, power);
-      if constexpr (!weighted) {
-        row_sums[r] += power;
-        column_sums[c / kLanes<A>] += power;
-      }
-    }
-    if constexpr (weighted) {
-      Vec<A> dots[kBlock][1] = {};
-      add_dots<A, 1>(I.rows + r0 * padded, padded, J.a_planar + c, J.width, channels, dots);
-      add_dots<A, 1>(I.a_rows + r0 * padded, padded, J.planar + c, J.width, channels, dots);
-      const Vec<A> b = load<Vec<A>>(J.b + c), rate = splat(numbers.rate);
+    block->map.rows[r0 / kBlock] |= ((1 << kWide) - 1) << (column / kBlock);
+    for (int k = 0; k < kWide; ++k) block->map.columns[column / kBlock + k] |= 1 << (r0 / kBlock);
+#pragma GCC unroll 2
+    for (int p = 0; p < P; ++p) {
+      const int64_t c = column + p * lanes;
+      Part column_sum{};
 #pragma GCC unroll 8
       for (int r = 0; r < kBlock; ++r) {
-        store(block->weighted + (r0 + r) * kTile + c,
-              powers[r][v] * rate * (dots[r][0] - splat(I.b[r0 + r]) - b));
+        Part& power = powers[r][v * P + p];
+        power = keep(power, reinterpret_cast<Mask>(power) >> kBits);  // rounding may leave it above
+        power = exp2_lanes<A>(power);
+        store(block->kernel + (r0 + r) * kTile + c, power);
+        if constexpr (!weighted) {
+          row_sums[r] += power;
+          column_sum += power;
+        }
+      }
+      if constexpr (!weighted) column_sums[c / lanes] += column_sum;
+    }
+    if constexpr (weighted) {
+      Part dots[kBlock][P] = {};
+      add_dots<A, P, 1>(I.rows + r0 * padded, padded, J.a_planar + column, J.width, channels, dots);
+      add_dots<A, P, 1>(I.a_rows + r0 * padded, padded, J.planar + column, J.width, channels, dots);
+#pragma GCC unroll 2
+      for (int p = 0; p < P; ++p) {
+        const int64_t c = column + p * lanes;
+        const Part b = load<Part>(J.b + c), rate = splat_as<Part>(numbers.rate);
+#pragma GCC unroll 8
+        for (int r = 0; r < kBlock; ++r) {
+          store(block->weighted + (r0 + r) * kTile + c,
+                powers[r][v * P + p] * rate * (dots[r][p] - splat_as<Part>(I.b[r0 + r]) - b));
+        }
       }
     }
   }
 }
 
-template <class A, bool weighted>
+template <class A, int P, bool weighted>
 INSTEMBED_INLINE void fill_pair(const Side<A>& I, const Side<A>& J, int64_t channels,
                                 int64_t padded, const Numbers<A>& numbers, Block<A>* block,
                                 bool both) {
-  constexpr int64_t L = kLanes<A>;
-  Vec<A> column_sums[kTile / L] = {};
+  constexpr int64_t L = kLanes<A>, lanes = L / P;
+  Piece<A, P> column_sums[kTile / lanes] = {};
   block->map = {};
   for (int64_t r = 0; r < I.width; r += kBlock) {
-    Vec<A> row_sums[kBlock] = {};
+    Piece<A, P> row_sums[kBlock] = {};
     int64_t c = 0;
-    for (; c + 2 * L <= J.width; c += 2 * L) {
-      fill_block<A, 2, weighted>(I, J, channels, padded, numbers, r, c, block, row_sums,
-                                 column_sums);
+    for (; P == 1 && c + 2 * L <= J.width; c += 2 * L) {
+      fill_block<A, P, 2, weighted>(I, J, channels, padded, numbers, r, c, block, row_sums,
+                                    column_sums);
     }
-    if (c < J.width) {
-      fill_block<A, 1, weighted>(I, J, channels, padded, numbers, r, c, block, row_sums,
-                                 column_sums);
+    for (; c < J.width; c += L) {
+      fill_block<A, P, 1, weighted>(I, J, channels, padded, numbers, r, c, block, row_sums,
+                                    column_sums);
     }
-    if constexpr (!weighted) add_lane_sums<A, kBlock>(row_sums, I.numbers + r);
+    if constexpr (!weighted) add_lane_sums<A, kBlock, lanes>(row_sums, I.numbers + r);
   }
   if constexpr (!weighted) {
     if (!both) return;
-    for (int64_t c = 0; c < J.width; c += L) {
-      using Wide = vector_t<double, static_cast<int>(L)>;
-      store(J.numbers + c,
-            load<Wide>(J.numbers + c) + __builtin_convertvector(column_sums[c / L], Wide));
-    }
+    A sums[kTile];
+    for (int64_t c = 0; c < J.width; c += lanes) store(sums + c, column_sums[c / lanes]);
+    for (int64_t c = 0; c < J.width; ++c) J.numbers[c] += sums[c];
   }
 }
 
 // The sums of `to`, whose blocks lie `across` apart, over the points of `from`.
-template <class A, bool weighted>
+template <class A, int P, bool weighted>
 INSTEMBED_INLINE void multiply(const Block<A>& block, const uint8_t* blocks, int64_t across,
                                int64_t along, const Side<A>& from, const Side<A>& to,
                                int64_t padded) {
   if constexpr (weighted) {
     const sphere::Term<A> terms[] = {{block.kernel, from.a_rows}, {block.weighted, from.rows}};
-    sphere::multiply(terms, blocks, across, along, to.width, padded, to.vectors);
+    sphere::multiply<A, P>(terms, blocks, across, along, to.width, padded, to.vectors);
   } else {
     const sphere::Term<A> terms[] = {{block.kernel, from.rows}};
-    sphere::multiply(terms, blocks, across, along, to.width, padded, to.vectors);
+    sphere::multiply<A, P>(terms, blocks, across, along, to.width, padded, to.vectors);
   }
 }
 
-template <class A, bool weighted>
+template <class A, int P, bool weighted>
 INSTEMBED_INLINE void add_pair(const Side<A>& I, const Side<A>& J, int64_t channels, int64_t padded,
                                const Numbers<A>& numbers, Block<A>* block, bool both) {
-  fill_pair<A, weighted>(I, J, channels, padded, numbers, block, both);
+  fill_pair<A, P, weighted>(I, J, channels, padded, numbers, block, both);
   if (weighted && !both) {  // along the point itself, which leaves the tangent alone
     for (int64_t r = 0; r < I.width; ++r) block->weighted[r * kTile + r] = 0;
   }
-  multiply<A, weighted>(*block, block->map.rows, kTile, 1, J, I, padded);
-  if (both) multiply<A, weighted>(*block, block->map.columns, 1, kTile, I, J, padded);
+  multiply<A, P, weighted>(*block, block->map.rows, kTile, 1, J, I, padded);
+  if (both) multiply<A, P, weighted>(*block, block->map.columns, 1, kTile, I, J, padded);
 }
 
 template <class A>
@@ -198,7 +211,7 @@ struct Work {
 };
 
 // All pairs of a tile of the first range and one of the second; each once, if they are the same.
-template <class A, bool weighted>
+template <class A, int P, bool weighted>
 INSTEMBED_INLINE void add_ranges(const Work<A>& work, Range first, Range second, A* flags,
                                  Block<A>* block) {
   const Cloud<A>& cloud = work.cloud;
@@ -208,28 +221,30 @@ INSTEMBED_INLINE void add_ranges(const Work<A>& work, Range first, Range second,
     const Side<A> I = work.side(i);
     for (int64_t j = from; j < second.last; ++j) {
       if (flags[j - from] < 0) continue;
-      add_pair<A, weighted>(I, work.side(j), cloud.channels, cloud.padded, work.numbers, block,
-                            i != j);
+      add_pair<A, P, weighted>(I, work.side(j), cloud.channels, cloud.padded, work.numbers, block,
+                               i != j);
     }
   }
 }
 
-INSTEMBED_SIMD void add_values(const Work<float>& work, Range first, Range second, float* flags,
-                               Block<float>* block) {
-  add_ranges<float, false>(work, first, second, flags, block);
-}
-INSTEMBED_SIMD void add_values(const Work<double>& work, Range first, Range second, double* flags,
-                               Block<double>* block) {
-  add_ranges<double, false>(work, first, second, flags, block);
-}
-INSTEMBED_SIMD void add_gradients(const Work<float>& work, Range first, Range second, float* flags,
-                                  Block<float>* block) {
-  add_ranges<float, true>(work, first, second, flags, block);
-}
-INSTEMBED_SIMD void add_gradients(const Work<double>& work, Range first, Range second,
-                                  double* flags, Block<double>* block) {
-  add_ranges<double, true>(work, first, second, flags, block);
-}
+#define INSTEMBED_RANGES(A, name, weighted)                                                      \
+  INSTEMBED_SIMD_WIDE void name##_wide(const Work<A>& work, Range first, Range second, A* flags, \
+                                       Block<A>* block) {                                        \
+    add_ranges<A, 1, weighted>(work, first, second, flags, block);                               \
+  }                                                                                              \
+  INSTEMBED_SIMD_NARROW void name##_narrow(const Work<A>& work, Range first, Range second,       \
+                                           A* flags, Block<A>* block) {                          \
+    add_ranges<A, 2, weighted>(work, first, second, flags, block);                               \
+  }                                                                                              \
+  void name(const Work<A>& work, Range first, Range second, A* flags, Block<A>* block) {         \
+    if (sphere::kWideVectors) return name##_wide(work, first, second, flags, block);             \
+    name##_narrow(work, first, second, flags, block);                                            \
+  }
+INSTEMBED_RANGES(float, add_values, false)
+INSTEMBED_RANGES(double, add_values, false)
+INSTEMBED_RANGES(float, add_gradients, true)
+INSTEMBED_RANGES(double, add_gradients, true)
+#undef INSTEMBED_RANGES
 
 // Halves of the squared lengths, as the products of a row with itself are computed.
 template <class A>

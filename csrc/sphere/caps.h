@@ -94,11 +94,11 @@ Caps<A> find_caps(const Cloud<A>& cloud, const Reach& reach, int threads) {
 }
 
 // -cos(a + b) for angles a of one tile and b of others.
-template <class A>
-INSTEMBED_INLINE Vec<A> minus_cosine(const Lines<A>& cosine, const Lines<A>& sine, int64_t tile,
-                                     int64_t others) {
-  return splat(sine.data()[tile]) * load<Vec<A>>(sine.data() + others) -
-         splat(cosine.data()[tile]) * load<Vec<A>>(cosine.data() + others);
+template <class V, class A>
+INSTEMBED_INLINE V minus_cosine(const Lines<A>& cosine, const Lines<A>& sine, int64_t tile,
+                                int64_t others) {
+  return splat_as<V>(sine.data()[tile]) * load<V>(sine.data() + others) -
+         splat_as<V>(cosine.data()[tile]) * load<V>(cosine.data() + others);
 }
 
 // near[k] is negative where tiles `tile` and first + k are apart; joined[k], if asked for, is
@@ -106,18 +106,19 @@ INSTEMBED_INLINE Vec<A> minus_cosine(const Lines<A>& cosine, const Lines<A>& sin
 template <class A>
 INSTEMBED_INLINE void find_near(const Caps<A>& caps, int64_t channels, int64_t tile, int64_t first,
                                 int64_t last, A* near, A* joined = nullptr) {
+  using V = Piece<A, 2>;
   const A* centers = caps.centers.data();
-  for (int64_t t = first; t < last; t += kLanes<A>) {
-    Vec<A> dots{};
+  for (int64_t t = first; t < last; t += kLanes<A> / 2) {
+    V dots{};
     for (int64_t d = 0; d < channels; ++d) {
-      dots += splat(centers[d * caps.stride + tile]) * load<Vec<A>>(centers + d * caps.stride + t);
+      dots += splat_as<V>(centers[d * caps.stride + tile]) * load<V>(centers + d * caps.stride + t);
     }
-    const Vec<A> open = splat(caps.open.data()[tile]) + load<Vec<A>>(caps.open.data() + t);
-    store(near + t - first, dots + open + minus_cosine(caps.cosine, caps.sine, tile, t));
+    const V open = splat_as<V>(caps.open.data()[tile]) + load<V>(caps.open.data() + t);
+    store(near + t - first, dots + open + minus_cosine<V>(caps.cosine, caps.sine, tile, t));
     if (!joined) continue;
-    const Vec<A> closed = splat(caps.closed.data()[tile]) + load<Vec<A>>(caps.closed.data() + t);
+    const V closed = splat_as<V>(caps.closed.data()[tile]) + load<V>(caps.closed.data() + t);
     store(joined + t - first,
-          dots - closed + minus_cosine(caps.inner_cosine, caps.inner_sine, tile, t));
+          dots - closed + minus_cosine<V>(caps.inner_cosine, caps.inner_sine, tile, t));
   }
 }
 

@@ -34,11 +34,14 @@ struct Cut {
 
 template <class A>
 INSTEMBED_INLINE A dot(const A* a, const A* b, int64_t padded) {
-  Vec<A> sum{};
-  for (int64_t d = 0; d < padded; d += kLanes<A>) {
-    sum += load<Vec<A>>(a + d) * load<Vec<A>>(b + d);
+  using V = Piece<A, 2>;
+  constexpr int64_t L = kLanes<A> / 2;
+  V sums[2] = {};
+  for (int64_t d = 0; d < padded; d += 2 * L) {
+    sums[0] += load<V>(a + d) * load<V>(b + d);
+    sums[1] += load<V>(a + d + L) * load<V>(b + d + L);
   }
-  return sum_lanes(sum);
+  return sum_lanes(sums[0] + sums[1]);
 }
 
 template <class A>

@@ -38,27 +38,27 @@ void for_ranges(int64_t tiles, int threads, F&& f) {
             [&](int64_t, int64_t a, int64_t b) { f(a, b, range(a), range(b)); });
 }
 
-// Whether registers hold kBlock rows by two vectors of sums, or half the rows by one. The shape of
-// a block does not change a sum's order.
-extern const bool kManyRegisters;
+// Whether the processor's registers hold a whole Vec: then P is 1 in what follows, else 2. The
+// shape of a block does not change a sum's order.
+extern const bool kWideVectors;
 
-// sums[r][v] += the dot products of R rows and V vectors of columns.
-template <class A, int R, int V>
+template <class A, int R, int V, class Piece>
 INSTEMBED_INLINE void add_block_dots(const A* rows, int64_t padded, const A* planar, int64_t width,
-                                     int64_t channels, Vec<A>* sums, int stride) {
-  Vec<A> own[R][V];
+                                     int64_t channels, Piece* sums, int stride) {
+  constexpr int lanes = sizeof(Piece) / sizeof(A);
+  Piece own[R][V];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) own[r][v] = sums[r * stride + v];
   }
   for (int64_t d = 0; d < channels; ++d) {
-    Vec<A> columns[V];
+    Piece columns[V];
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) columns[v] = load<Vec<A>>(planar + d * width + v * kLanes<A>);
+    for (int v = 0; v < V; ++v) columns[v] = load<Piece>(planar + d * width + v * lanes);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const Vec<A> row = splat(rows[r * padded + d]);
+      const Piece row = splat_as<Piece>(rows[r * padded + d]);
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v) own[r][v] += row * columns[v];
     }
@@ -70,19 +70,15 @@ INSTEMBED_INLINE void add_block_dots(const A* rows, int64_t padded, const A* pla
   }
 }
 
-// The same for kBlock rows, in blocks that suit the processor.
-template <class A, int V>
+// sums[r][v] += the dot products of kBlock rows and V vectors of columns, each in P pieces.
+template <class A, int P, int V>
 INSTEMBED_INLINE void add_dots(const A* rows, int64_t padded, const A* planar, int64_t width,
-                               int64_t channels, Vec<A> (&sums)[kBlock][V]) {
-  if (kManyRegisters) {
-    add_block_dots<A, kBlock, V>(rows, padded, planar, width, channels, sums[0], V);
-    return;
-  }
-  constexpr int R = kBlock / 2;
-  for (int r = 0; r < kBlock; r += R) {
-    for (int v = 0; v < V; ++v) {
-      add_block_dots<A, R, 1>(rows + r * padded, padded, planar + v * kLanes<A>, width, channels,
-                              &sums[r][v], V);
+                               int64_t channels, Piece<A, P> (&sums)[kBlock][V * P]) {
+  constexpr int R = kBlock / P;  // as many sums as registers can hold
+  for (int v = 0; v < V; v += P == 1 ? V : 1) {
+    for (int r = 0; r < kBlock; r += R) {
+      add_block_dots<A, R, P == 1 ? V : P>(rows + r * padded, padded, planar + v * kLanes<A>, width,
+                                           channels, &sums[r][v * P], V * P);
     }
   }
 }
@@ -100,66 +96,59 @@ struct Term {
   const A* rows;    // a row a point of the other tile
 };
 
-// sums[r] += sum_c values[r * across + c * along] rows[c] of R rows, over blocks of c, for U
-// vectors of channels.
-template <class A, int R, int U>
-INSTEMBED_INLINE void add_products(const A* values, int64_t across, int64_t along, uint32_t blocks,
-                                   const A* rows, int64_t padded, Vec<A> (&sums)[R][U]) {
-  for (; blocks; blocks &= blocks - 1) {
-    const int64_t first = __builtin_ctz(blocks) * kBlock;
-#pragma GCC unroll 1
-    for (int64_t c = first; c < first + kBlock; ++c) {
-      Vec<A> row[U];
-#pragma GCC unroll 2
-      for (int u = 0; u < U; ++u) row[u] = load<Vec<A>>(rows + c * padded + u * kLanes<A>);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const Vec<A> value = splat(values[r * across + c * along]);
-#pragma GCC unroll 2
-        for (int u = 0; u < U; ++u) sums[r][u] += value * row[u];
-      }
-    }
-  }
-}
-
-// to[r] += sum_c of all terms, of R rows that lie `across` apart and U vectors of channels.
-template <class A, int R, int U, int T>
+// to[r] += sum_c of all terms, of R rows that lie `across` apart and U pieces of channels, over
+// blocks of c: a term is values[r * across + c * along] rows[c].
+template <class A, int P, int R, int U, int T>
 INSTEMBED_INLINE void multiply_block(const Term<A> (&terms)[T], int64_t at, int64_t across,
                                      int64_t along, uint32_t blocks, int64_t padded, int64_t d,
                                      double* to) {
-  using Wide = vector_t<double, kLanes<A>>;
-  Vec<A> sums[R][U] = {};
+  using V = Piece<A, P>;
+  constexpr int lanes = kLanes<A> / P;
+  V sums[R][U] = {};
 #pragma GCC unroll 2
   for (int t = 0; t < T; ++t) {
-    add_products<A, R, U>(terms[t].values + at, across, along, blocks, terms[t].rows + d, padded,
-                          sums);
+    const A* values = terms[t].values + at;
+    const A* rows = terms[t].rows + d;
+    for (uint32_t rest = blocks; rest; rest &= rest - 1) {
+      const int64_t first = __builtin_ctz(rest) * kBlock;
+#pragma GCC unroll 1
+      for (int64_t c = first; c < first + kBlock; ++c) {
+        V row[U];
+#pragma GCC unroll 2
+        for (int u = 0; u < U; ++u) row[u] = load<V>(rows + c * padded + u * lanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          const V value = splat_as<V>(values[r * across + c * along]);
+#pragma GCC unroll 2
+          for (int u = 0; u < U; ++u) sums[r][u] += value * row[u];
+        }
+      }
+    }
   }
   for (int r = 0; r < R; ++r) {
-    for (int u = 0; u < U; ++u) {
-      double* target = to + r * padded + d + u * kLanes<A>;
-      store(target, load<Wide>(target) + __builtin_convertvector(sums[r][u], Wide));
-    }
+    A added[U * lanes];
+    for (int u = 0; u < U; ++u) store(added + u * lanes, sums[r][u]);
+    for (int k = 0; k < U * lanes; ++k) to[r * padded + d + k] += added[k];
   }
 }
 
-// The same for the `width` rows of a tile.
-template <class A, int T>
+// The same for the `width` rows of a tile and all channels.
+template <class A, int P, int T>
 INSTEMBED_INLINE void multiply(const Term<A> (&terms)[T], const uint8_t* blocks, int64_t across,
                                int64_t along, int64_t width, int64_t padded, double* to) {
   constexpr int64_t L = kLanes<A>;
-  constexpr int R = kBlock / 2;
+  constexpr int R = kBlock / P;
   for (int64_t k = 0; k < width / kBlock; ++k) {
     if (!blocks[k]) continue;
-    const int64_t row = k * kBlock, at = row * across;
-    int64_t d = 0;
-    for (; kManyRegisters && d + 2 * L <= padded; d += 2 * L) {
-      multiply_block<A, kBlock, 2>(terms, at, across, along, blocks[k], padded, d,
-                                   to + row * padded);
-    }
-    for (; d < padded; d += L) {
-      for (int r = 0; r < kBlock; r += R) {
-        multiply_block<A, R, 1>(terms, at + r * across, across, along, blocks[k], padded, d,
-                                to + (row + r) * padded);
+    for (int64_t row = k * kBlock; row < (k + 1) * kBlock; row += R) {
+      const int64_t at = row * across;
+      double* target = to + row * padded;
+      int64_t d = 0;
+      for (; P == 1 && d + 2 * L <= padded; d += 2 * L) {
+        multiply_block<A, P, R, 2>(terms, at, across, along, blocks[k], padded, d, target);
+      }
+      for (; d < padded; d += L) {
+        multiply_block<A, P, R, P>(terms, at, across, along, blocks[k], padded, d, target);
       }
     }
   }
