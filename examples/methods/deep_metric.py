@@ -25,10 +25,12 @@ class DeepMetric(Method):
     coordinate_unit: float | None = 4.0
     own_maps: int = 2 * len(THRESHOLDS)  # logits of background and nucleus at each
     samples: int = 24  # pixels of an instance in the loss of the embedding
-    background_samples: int = 512
+    seed_samples: int = 8  # and in the loss of the seediness
+    background_samples: int = 256
     ramp: float = 0.5  # of the training, until the weight of seediness is full
     num_seeds: int = 256
     min_seediness: float = 0.4
+    overlap: float = 0.5
     min_mask: int = 16  # pixels
 
     def losses(self, maps: Maps, batch: Batch, progress: float) -> dict[str, Tensor]:
@@ -42,7 +44,7 @@ class DeepMetric(Method):
             self._logits(maps.own),
             maps.embeddings,
             batch.labels,
-            samples=self.samples,
+            samples=self.seed_samples,
             background_samples=self.background_samples,
             thresholds=THRESHOLDS,
         )
@@ -57,6 +59,7 @@ class DeepMetric(Method):
             num_seeds=self.num_seeds,
             min_seediness=self.min_seediness,
             min_size=self.min_mask,
+            overlap=self.overlap,
             mask=mask[None],
         )
         labels, count = grown.labels[0], int(grown.num_instances[0])
