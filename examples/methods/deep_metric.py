@@ -19,16 +19,17 @@ class DeepMetric(Method):
     in its instance. Foreground pixels in no mask join the most similar seed.
     """
 
-    minutes: float = 7.0
+    minutes: float = 7.5
     channels: int = 6
     # Instances end up at least 1.4 units = 6 pixels apart, where the similarity is below the least threshold.
     coordinate_unit: float | None = 4.0
     own_maps: int = 2 * len(THRESHOLDS)  # logits of background and nucleus at each
     samples: int = 24  # pixels of an instance in the loss of the embedding
-    background_samples: int = 512
-    ramp: float = 0.5  # of the training, until the weight of seediness is full
+    seed_samples: int = 8  # and in the loss of the seediness
+    ramp: float = 0.3  # of the training, until the weight of seediness is full
     num_seeds: int = 256
-    min_seediness: float = 0.4
+    min_seediness: float = 0.3
+    overlap: float = 0.15  # masks of one nucleus at several thresholds, and halves of a large one
     min_mask: int = 16  # pixels
 
     def losses(self, maps: Maps, batch: Batch, progress: float) -> dict[str, Tensor]:
@@ -38,13 +39,16 @@ class DeepMetric(Method):
         # The loss is a mean over pairs of instances, of which only neighbours have something to learn: times
         # the number of instances it is a mean over instances.
         counts = torch.tensor([len(labels.unique()) for labels in batch.labels])
+        # Masks grow within the foreground: the background, whose embeddings mean nothing, counts in none.
         seediness = instembed.seediness_loss(
             self._logits(maps.own),
             maps.embeddings,
             batch.labels,
-            samples=self.samples,
-            background_samples=self.background_samples,
+            samples=self.seed_samples,
+            background_samples=0,
             thresholds=THRESHOLDS,
+            background=None,
+            ignore_index=0,
         )
         weight = instembed.seediness_weight(round(1000 * progress), round(1000 * self.ramp))
         return {"embedding": (embedding * counts).mean(), "seediness": weight * seediness}
@@ -57,6 +61,7 @@ class DeepMetric(Method):
             num_seeds=self.num_seeds,
             min_seediness=self.min_seediness,
             min_size=self.min_mask,
+            overlap=self.overlap,
             mask=mask[None],
         )
         labels, count = grown.labels[0], int(grown.num_instances[0])
@@ -67,8 +72,9 @@ class DeepMetric(Method):
         return Instances(labels, grown.scores[0, :count])
 
     def shown(self, maps: Maps) -> list[Tensor]:
-        """The seediness of each pixel: the largest over the thresholds."""
-        return [self._logits(maps.own[None]).softmax(2)[0, :, 1].amax(0)]
+        """The seediness of each pixel, the largest over the thresholds, where there is foreground."""
+        seediness = self._logits(maps.own[None]).softmax(2)[0, :, 1].amax(0)
+        return [seediness * maps.foreground.sigmoid()]
 
     @staticmethod
     def _logits(own: Tensor) -> Tensor:
