@@ -114,8 +114,7 @@ INSTEMBED_INLINE void scan_task(const Balls<A>& balls, const Pixels<T>& pixels, 
     if (pixels.read_mask(t, counted)) {
       const int n = pixels.size(t);
       tile.start(t * pixels.tile, n);
-      scanner.scan(tile, n, counted,
-                   Squares<A, kBytes, LazyTile<A, T>, Visit>{balls, tile, visit});
+      scanner.scan(tile, n, counted, Squares<A, kBytes, LazyTile<A, T>, Visit>{balls, tile, visit});
     }
     after(t);
   }
@@ -182,8 +181,8 @@ INSTEMBED_INLINE void assign_of(const Balls<A>& balls, const Pixels<T>& pixels, 
         const V best = load<V>(nearest + i);
         const Lanes owned = before > 0;
         Lanes wins = inside & (~owned | (squared < best));
-        const Lanes close = inside & owned & (squared <= best * error + tiny) &
-                            (best <= squared * error + tiny);
+        const Lanes close =
+            inside & owned & (squared <= best * error + tiny) & (best <= squared * error + tiny);
         if (any_lane(close)) {
           for (size_t k = 0; k < sizeof(V) / sizeof(A); ++k) {
             if (!close[k]) continue;
@@ -207,12 +206,12 @@ INSTEMBED_INLINE void assign_of(const Balls<A>& balls, const Pixels<T>& pixels, 
       });
 }
 
-#define INSTEMBED_TASKS(A, T)                                                                    \
-  INSTEMBED_SIMD_WIDTHS(void count_pairs(const Balls<A>& balls, const Pixels<T>& pixels,         \
-                                         int64_t task, A* scratch, int64_t* pairs),              \
-                        count_pairs_of<kBytes>(balls, pixels, task, scratch, pairs))             \
-  INSTEMBED_SIMD_WIDTHS(void assign(const Balls<A>& balls, const Pixels<T>& pixels,              \
-                                    int64_t task, A* scratch, int64_t* labels, int64_t* counts), \
+#define INSTEMBED_TASKS(A, T)                                                                     \
+  INSTEMBED_SIMD_WIDTHS(void count_pairs(const Balls<A>& balls, const Pixels<T>& pixels,          \
+                                         int64_t task, A* scratch, int64_t* pairs),               \
+                        count_pairs_of<kBytes>(balls, pixels, task, scratch, pairs))              \
+  INSTEMBED_SIMD_WIDTHS(void assign(const Balls<A>& balls, const Pixels<T>& pixels, int64_t task, \
+                                    A* scratch, int64_t* labels, int64_t* counts),                \
                         assign_of<kBytes>(balls, pixels, task, scratch, labels, counts))
 INSTEMBED_TASKS(float, float)
 INSTEMBED_TASKS(float, Half)

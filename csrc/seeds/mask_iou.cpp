@@ -74,8 +74,7 @@ struct Counter {
     }
     MaskLane<A>* sum = sums + int64_t{s} * count * 2 * L;
     for (int k = 0; k < count; ++k, sum += 2 * L) {
-      const Mask inside =
-          ((high[0] <= radius[k]) & sure[0]) + ((high[1] <= radius[k]) & sure[1]);
+      const Mask inside = ((high[0] <= radius[k]) & sure[0]) + ((high[1] <= radius[k]) & sure[1]);
       store(sum, load<Mask>(sum) - inside);
     }
     if (last_segment[task.slots[s]] != segment) return;
@@ -83,8 +82,7 @@ struct Counter {
     for (int w = 0; w < kWide; ++w) sure[w] &= of_instance(s, i + w * L);
     sum -= (2 * count - 1) * L;
     for (int k = 0; k < count; ++k, sum += 2 * L) {
-      const Mask inside =
-          ((high[0] <= radius[k]) & sure[0]) + ((high[1] <= radius[k]) & sure[1]);
+      const Mask inside = ((high[0] <= radius[k]) & sure[0]) + ((high[1] <= radius[k]) & sure[1]);
       store(sum, load<Mask>(sum) - inside);
     }
   }
@@ -147,8 +145,10 @@ INSTEMBED_INLINE void count_tiles_of(const Task<A>& task, const Image<const T>& 
     }
     for (int i = 0; i < n; ++i) counted[i] = slots[i] == kIgnored ? 0 : -1;
     tile.start(from, n);
-    scanner.scan(tile, n, counted, Counter<A, T, kBytes>{task, squared_radii.data(), static_cast<int>(squared_radii.size()), tile, slots,
-                                      last_segment.data(), segment, sums, counts});
+    scanner.scan(
+        tile, n, counted,
+        Counter<A, T, kBytes>{task, squared_radii.data(), static_cast<int>(squared_radii.size()),
+                              tile, slots, last_segment.data(), segment, sums, counts});
   }
   constexpr int L = Scanner<A, kBytes>::L;
   for (int64_t k = 0; k < static_cast<int64_t>(task.seeds.size() * task.radii.size()); ++k) {
@@ -159,11 +159,11 @@ INSTEMBED_INLINE void count_tiles_of(const Task<A>& task, const Image<const T>& 
   }
 }
 
-#define INSTEMBED_COUNT_TILES(A, T)                                                              \
-  INSTEMBED_SIMD_WIDTHS(                                                                         \
-      void count_tiles(const Task<A>& task, const Image<const T>& image, const RunsView& runs,   \
-                       int64_t first_tile, int64_t begin, int64_t end, A* scratch,               \
-                       MaskLane<A>* sums, Count* counts),                                        \
+#define INSTEMBED_COUNT_TILES(A, T)                                                            \
+  INSTEMBED_SIMD_WIDTHS(                                                                       \
+      void count_tiles(const Task<A>& task, const Image<const T>& image, const RunsView& runs, \
+                       int64_t first_tile, int64_t begin, int64_t end, A* scratch,             \
+                       MaskLane<A>* sums, Count* counts),                                      \
       count_tiles_of<kBytes>(task, image, runs, first_tile, begin, end, scratch, sums, counts))
 INSTEMBED_COUNT_TILES(float, float)
 INSTEMBED_COUNT_TILES(float, Half)
@@ -226,8 +226,8 @@ void image_iou(const Array& embeddings, const Batch& batch, const Array& labels,
     std::vector<VecSlot<MaskLane<A>>> sums(total.size() * 2);
     std::vector<Count> counts(total.size());
     count_tiles(task, image, runs.view(), grid.first[b], k * each, std::min(tiles, (k + 1) * each),
-                reinterpret_cast<A*>(scratch.data()),
-                reinterpret_cast<MaskLane<A>*>(sums.data()), counts.data());
+                reinterpret_cast<A*>(scratch.data()), reinterpret_cast<MaskLane<A>*>(sums.data()),
+                counts.data());
     const std::lock_guard<std::mutex> lock(mutex);  // integers: in any order
     for (size_t i = 0; i < total.size(); ++i) {
       total[i].members += counts[i].members;
@@ -239,7 +239,8 @@ void image_iou(const Array& embeddings, const Batch& batch, const Array& labels,
     for (int64_t k = 0; k < radii; ++k) {
       const Count& count = total[s * radii + k];
       const int64_t united = count.members + area - count.common;
-      iou[places[s] * radii + order[k]] = static_cast<double>(count.common) / static_cast<double>(united);
+      iou[places[s] * radii + order[k]] =
+          static_cast<double>(count.common) / static_cast<double>(united);
     }
   }
 }

@@ -60,11 +60,11 @@ INSTEMBED_INLINE bool add_products_of(const A* const* seeds, const A* start, con
   return true;
 }
 
-#define INSTEMBED_ADD_PRODUCTS(A)                                                           \
-  INSTEMBED_SIMD_WIDTHS(                                                                    \
-      static __attribute__((noinline)) bool add_products(                                   \
-          const A* const* seeds, const A* start, const A* x, int channels, const A* limits, \
-          bool fresh, A* sums),                                                             \
+#define INSTEMBED_ADD_PRODUCTS(A)                                                               \
+  INSTEMBED_SIMD_WIDTHS(                                                                        \
+      static __attribute__((noinline)) bool add_products(const A* const* seeds, const A* start, \
+                                                         const A* x, int channels,              \
+                                                         const A* limits, bool fresh, A* sums), \
       return add_products_of<kBytes>(seeds, start, x, channels, limits, fresh, sums))
 INSTEMBED_ADD_PRODUCTS(float)
 INSTEMBED_ADD_PRODUCTS(double)

@@ -87,7 +87,8 @@ class SeedSet {
     }
     // Rounding of norms and products, of centring and of the limits, generously.
     error_ = (2 * dims + 16) * std::numeric_limits<A>::epsilon();
-    slack_ = error_ * (largest_norm + largest_outer_) + static_cast<A>(sizeof(A) == 4 ? 1e-35 : 1e-299);
+    slack_ =
+        error_ * (largest_norm + largest_outer_) + static_cast<A>(sizeof(A) == 4 ? 1e-35 : 1e-299);
   }
 
   int size() const { return count_; }
@@ -135,7 +136,8 @@ class SeedSet {
     int64_t finite = 0;
     for (int s = 0; s < count_; ++s) {
       const double* values = exact(s);
-      if (!std::all_of(values, values + dims_, [](double v) { return std::abs(v) < 1e30; })) continue;
+      if (!std::all_of(values, values + dims_, [](double v) { return std::abs(v) < 1e30; }))
+        continue;
       ++finite;
       for (int d = 0; d < dims_; ++d) sum[d] += values[d];
     }
@@ -235,8 +237,8 @@ class Scanner {
         centered_(static_cast<size_t>(seeds.dims()) * kSegment / kLanes<A>),
         limits_(static_cast<size_t>(seeds.blocks() + 1) * kSegment / kLanes<A>) {}
 
-  // visitor.start(from, end) at every segment, and for every seed and kWide vectors of pixels i, i +
-  // 1, ... of the tile of which some may lie in the seed's ball:
+  // visitor.start(from, end) at every segment, and for every seed and kWide vectors of pixels i, i
+  // + 1, ... of the tile of which some may lie in the seed's ball:
   //   visitor.about(seed, i, low, high, lanes, open), bounds on the squared distances, sets the
   //     lanes for which they are not enough;
   //   visitor.fine(seed, i, squared, lanes) has sums of squared differences for one such vector.

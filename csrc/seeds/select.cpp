@@ -113,7 +113,7 @@ INSTEMBED_INLINE void find_nearer(const Block<A>& block, const Chosen<A>& chosen
 // Brings distances up to date with a seed.
 template <int kBytes, class A>
 INSTEMBED_INLINE void approach(const Block<A>& block, int dims, const double* seed, A* limits) {
-  constexpr int L = kBytes / 8;                                   // in double
+  constexpr int L = kBytes / 8;                                         // in double
   constexpr int kParts = static_cast<int>(sizeof(double) / sizeof(A));  // vectors of doubles
   using V = vector_t<double, L>;
   using Narrow = vector_t<A, L>;
@@ -204,12 +204,11 @@ INSTEMBED_INLINE bool update_block(const Block<A>& block, const Chosen<A>& chose
   return true;
 }
 
-#define INSTEMBED_UPDATE(A)                                                                      \
-  INSTEMBED_SIMD_WIDTHS(bool update(const Block<A>& block, const Chosen<A>& chosen, int64_t seen, \
-                                    int64_t count, double diversity,                             \
-                                    std::vector<int32_t>* nearer, Best* best),                   \
-                        return update_block<kBytes>(block, chosen, seen, count, diversity,       \
-                                                    nearer, best))
+#define INSTEMBED_UPDATE(A)                                                                    \
+  INSTEMBED_SIMD_WIDTHS(                                                                       \
+      bool update(const Block<A>& block, const Chosen<A>& chosen, int64_t seen, int64_t count, \
+                  double diversity, std::vector<int32_t>* nearer, Best* best),                 \
+      return update_block<kBytes>(block, chosen, seen, count, diversity, nearer, best))
 INSTEMBED_UPDATE(float)
 INSTEMBED_UPDATE(double)
 #undef INSTEMBED_UPDATE
@@ -278,7 +277,8 @@ class Selector {
         take(best, read, &chosen, indices, scores, k++);
         continue;
       }
-      for_blocks(static_cast<int64_t>(batch.size()), [&](int64_t e, Room* room) { refresh(&batch[e], chosen, k, room); });
+      for_blocks(static_cast<int64_t>(batch.size()),
+                 [&](int64_t e, Room* room) { refresh(&batch[e], chosen, k, room); });
       for (const Entry& entry : batch) {
         if (entry.bound > kNever) queue.push(entry);
       }
