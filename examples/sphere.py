@@ -21,7 +21,7 @@ from torch import Tensor
 
 import instembed
 
-BLOBS, POINTS, NOISE, BANDWIDTH = 8, 1200, 0.14, 0.2
+BLOBS, POINTS, NOISE, BANDWIDTH = 10, 1500, 0.2, 0.25
 STAGES = (0, 1, 5)
 
 
@@ -38,7 +38,7 @@ def blobs(seed: int) -> Tensor:
 
 
 def draw(stages: Sequence[tuple[int, Tensor]], path: Path) -> None:
-    figure = plt.figure(figsize=(12, 2.6), layout="constrained")
+    figure = plt.figure(figsize=(10, 2.1), layout="constrained")
     for place, (iteration, points) in enumerate(stages, start=1):
         grouping = instembed.group_on_sphere(points, threshold=math.cos(BANDWIDTH / 2), min_size=20)
         axes = figure.add_subplot(1, len(stages), place, projection="mollweide")
@@ -53,7 +53,7 @@ def draw(stages: Sequence[tuple[int, Tensor]], path: Path) -> None:
         axes.set_yticklabels([])
         name = {0: "before", 1: "1 iteration"}.get(iteration, f"{iteration} iterations")
         axes.set_title(f"{name}: {grouping.num_instances.item()} instances", fontsize=10)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=90)
     plt.close(figure)
 
 

@@ -24,13 +24,13 @@ class Recurrent(Method):
     channels: int = 2
     coordinate_unit: float | None = 5.0
     own_maps: int = 0
-    waves: int = 24  # half the dimensions of the sphere's space
+    waves: int = 12  # half the dimensions of the sphere's space
     iterations: int = 3  # in training
     group_iterations: int = 3
-    bandwidth: float = 0.4  # on the sphere
-    margin: float = 0.6
-    weight: float = 10.0
-    stride: int = 2  # every so manieth row and column takes part in training
+    bandwidth: float = 0.3  # on the sphere: 1.5 pixels
+    margin: float = 0.6  # a little wider than orthogonal: waves are not exactly so
+    weight: float = 3.0
+    stride: int = 3  # every third row and column takes part in training
     threshold: float = 0.9  # least cosine of neighbours that have converged
     min_points: int = 12  # least number of pixels that converge together
 
@@ -45,11 +45,16 @@ class Recurrent(Method):
             tolerance=1e-4,
             return_all=True,
         )
+        # The loss is a mean over instances or pairs of them, of which most are too far apart to matter: it
+        # falls with their number.
+        instances = torch.tensor([len(ids.unique()) for ids in labels])
         each = [
-            instembed.cosine_margin_loss(points, labels, margin=self.margin, normalize=False)
+            instembed.cosine_margin_loss(
+                points, labels, margin=self.margin, normalize=False, reduction="none"
+            )
             for points in iterates
         ]
-        return {"embedding": self.weight * torch.stack(each).mean()}
+        return {"embedding": self.weight * (torch.stack(each) * instances).mean()}
 
     def group(self, maps: Maps, mask: Tensor) -> Instances:
         points = instembed.recurrent_mean_shift(
