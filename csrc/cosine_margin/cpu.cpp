@@ -18,7 +18,6 @@ namespace {
 
 using sphere::at;
 using sphere::for_each;
-using sphere::Lines;
 using sphere::Place;
 
 constexpr double kLongest = 1e9;  // a vector's length; similarities of longer ones may overflow

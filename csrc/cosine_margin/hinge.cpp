@@ -19,7 +19,6 @@ using sphere::BlockMap;
 using sphere::Cloud;
 using sphere::kBlock;
 using sphere::kTile;
-using sphere::Lines;
 using sphere::Range;
 
 // The instances of a tile: none is outside [first, last].

@@ -11,9 +11,9 @@ namespace instembed::cosine_margin {
 // What the points of a cloud are, at every slot: zero where a slot holds no point.
 template <class A>
 struct Members {
-  sphere::Lines<MaskLane<A>> ids;  // of instances, from 0
-  sphere::Lines<A> weights;        // w_i
-  sphere::Lines<A> weighted;       // w_i x_i, a row of whole vectors for each
+  Lines<MaskLane<A>> ids;  // of instances, from 0
+  Lines<A> weights;        // w_i
+  Lines<A> weighted;       // w_i x_i, a row of whole vectors for each
 };
 
 // Returns sum_ij w_i w_j h(s_ij) over pairs of different instances, and adds sum_j w_j h'(s_ij) x_j

@@ -9,7 +9,6 @@ namespace instembed::recurrent_mean_shift {
 using sphere::Cloud;
 using sphere::Field;
 using sphere::kTile;
-using sphere::Lines;
 
 template <class A>
 struct Weights {  // of the formula's gradient, at every slot
