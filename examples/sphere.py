@@ -2,7 +2,7 @@
 
     python sphere.py --output sphere.png
 
-After the toy figure of Kong and Fowlkes (2018): points in directions of their own, with noise, move to the modes
+After the toy figure of Kong and Fowlkes (2018): points around a few directions, with noise, move to the modes
 of their density. Colours are the instances that ``instembed.group_on_sphere`` finds at each stage, before any
 iteration too; a map of the sphere shows all of it. Needs ``pip install instembed[demo]``.
 """
