@@ -15,8 +15,8 @@ class Recurrent(Method):
     """The network says by how much to move each pixel; where it lands is a direction on the sphere.
 
     Where pixels land becomes a direction by waves along many axes: two of them are at a cosine of about
-    ``exp(-distance^2 / 2)``, in units of ``coordinate_unit``. So places a few units apart are orthogonal, as the
-    cosine margin loss wants instances to be, and mean shift on the sphere is mean shift of places.
+    ``exp(-distance^2 / 2)``, in units of ``coordinate_unit``. So places a few units apart are orthogonal, as
+    the loss wants instances to be, and mean shift on the sphere is mean shift of places.
     The loss is taken before the shift and after each iteration, and gradients go through all of them.
     """
 
