@@ -44,10 +44,10 @@ def draw(stages: Sequence[tuple[int, Tensor]], path: Path) -> None:
         axes = figure.add_subplot(1, len(stages), place, projection="mollweide")
         longitude = torch.atan2(points[:, 1], points[:, 0])
         latitude = points[:, 2].clamp(-1, 1).asin()
-        labels = grouping.labels
-        for rest, colours in ((labels == 0, "0.7"), (labels > 0, None)):
-            colours = colours or plt.get_cmap("tab10")((labels[rest] - 1) % 10)
-            axes.scatter(longitude[rest], latitude[rest], s=4 + 2 * iteration, c=colours, linewidths=0)
+        labels = grouping.labels.numpy()
+        colours = plt.get_cmap("tab10")((labels - 1) % 10)
+        colours[labels == 0] = (0.7, 0.7, 0.7, 1)
+        axes.scatter(longitude, latitude, s=4 + 2 * iteration, c=colours, linewidths=0)
         axes.grid(alpha=0.3)
         axes.set_xticklabels([])
         axes.set_yticklabels([])
