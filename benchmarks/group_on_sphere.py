@@ -87,7 +87,9 @@ def run(workload: str, settings: Settings) -> list[Row]:
     for name, group in contestants.items():
         labels = torch.as_tensor(np.asarray(group(points))).long()
         assert same_partition(labels, expected), name
-    calls = {name: functools.partial(group, points) for name, group in contestants.items()}
+    calls: dict[str, Callable[[], object]] = {
+        name: functools.partial(group, points) for name, group in contestants.items()
+    }
     times = measure(calls, settings)
     return [
         Row("group_on_sphere", workload, "forward", name, times[name], peak_extra_mib(call))

@@ -2,7 +2,7 @@
 
     python sphere.py --output sphere.png
 
-After the toy figure of Kong and Fowlkes (2018): points in directions of their own, with noise, move to the modes
+After the toy figure of Kong and Fowlkes (2018): points around a few directions, with noise, move to the modes
 of their density. Colours are the instances that ``instembed.group_on_sphere`` finds at each stage, before any
 iteration too; a map of the sphere shows all of it. Needs ``pip install instembed[demo]``.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 
 import instembed
 
-BLOBS, POINTS, NOISE, BANDWIDTH = 8, 1200, 0.14, 0.2
+BLOBS, POINTS, NOISE, BANDWIDTH = 10, 1500, 0.2, 0.25
 STAGES = (0, 1, 5)
 
 
@@ -38,22 +38,22 @@ def blobs(seed: int) -> Tensor:
 
 
 def draw(stages: Sequence[tuple[int, Tensor]], path: Path) -> None:
-    figure = plt.figure(figsize=(12, 2.6), layout="constrained")
+    figure = plt.figure(figsize=(10, 2.1), layout="constrained")
     for place, (iteration, points) in enumerate(stages, start=1):
         grouping = instembed.group_on_sphere(points, threshold=math.cos(BANDWIDTH / 2), min_size=20)
         axes = figure.add_subplot(1, len(stages), place, projection="mollweide")
         longitude = torch.atan2(points[:, 1], points[:, 0])
         latitude = points[:, 2].clamp(-1, 1).asin()
-        labels = grouping.labels
-        for rest, colours in ((labels == 0, "0.7"), (labels > 0, None)):
-            colours = colours or plt.get_cmap("tab10")((labels[rest] - 1) % 10)
-            axes.scatter(longitude[rest], latitude[rest], s=4 + 2 * iteration, c=colours, linewidths=0)
+        labels = grouping.labels.numpy()
+        colours = plt.get_cmap("tab10")((labels - 1) % 10)
+        colours[labels == 0] = (0.7, 0.7, 0.7, 1)
+        axes.scatter(longitude, latitude, s=4 + 2 * iteration, c=colours, linewidths=0)
         axes.grid(alpha=0.3)
         axes.set_xticklabels([])
         axes.set_yticklabels([])
         name = {0: "before", 1: "1 iteration"}.get(iteration, f"{iteration} iterations")
         axes.set_title(f"{name}: {grouping.num_instances.item()} instances", fontsize=10)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=90)
     plt.close(figure)
 
 

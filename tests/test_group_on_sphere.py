@@ -58,7 +58,7 @@ def test_equals_scipy(channels: int, noise: float, dtype: torch.dtype, two_threa
 @pytest.mark.parametrize("count", [2, 65, 700, 3000])
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_chains(count: int, shuffled: bool, two_threads: None) -> None:
-    """Arcs whose neighbours alone are connected: one instance from end to end, two where a link is missing."""
+    """Arcs whose neighbours alone are connected: one instance, or two where a link is missing."""
     step = math.pi / count  # half a circle
     angles = torch.arange(count, dtype=torch.float64) * step
     angles[count // 2 :] += 0.02 * step

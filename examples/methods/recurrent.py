@@ -14,9 +14,9 @@ from methods.common import Batch, Instances, Maps, Method, mean_foreground
 class Recurrent(Method):
     """The network says by how much to move each pixel; where it lands is a direction on the sphere.
 
-    Landing points become directions by waves in many ways at once: those of two points are at a cosine of about
-    ``exp(-distance^2 / 2)``, in units of ``coordinate_unit``. So points a few units apart are orthogonal, as the
-    cosine margin loss wants instances to be, and mean shift on the sphere is mean shift of landing points.
+    Where pixels land becomes a direction by waves along many axes: two of them are at a cosine of about
+    ``exp(-distance^2 / 2)``, in units of ``coordinate_unit``. So places a few units apart are orthogonal, as
+    the loss wants instances to be, and mean shift on the sphere is mean shift of places.
     The loss is taken before the shift and after each iteration, and gradients go through all of them.
     """
 
@@ -24,13 +24,13 @@ class Recurrent(Method):
     channels: int = 2
     coordinate_unit: float | None = 5.0
     own_maps: int = 0
-    waves: int = 24  # half the dimensions of the sphere's space
+    waves: int = 12  # half the dimensions of the sphere's space
     iterations: int = 3  # in training
     group_iterations: int = 3
-    bandwidth: float = 0.4  # on the sphere
-    margin: float = 0.6
-    weight: float = 10.0
-    stride: int = 2  # every so manieth row and column takes part in training
+    bandwidth: float = 0.3  # on the sphere: 1.5 pixels
+    margin: float = 0.6  # a little wider than orthogonal: waves are not exactly so
+    weight: float = 3.0
+    stride: int = 3  # every third row and column takes part in training
     threshold: float = 0.9  # least cosine of neighbours that have converged
     min_points: int = 12  # least number of pixels that converge together
 
@@ -45,11 +45,16 @@ class Recurrent(Method):
             tolerance=1e-4,
             return_all=True,
         )
+        # The loss is a mean over instances or pairs of them, of which most are too far apart to matter: it
+        # falls with their number.
+        instances = torch.tensor([len(ids.unique()) for ids in labels])
         each = [
-            instembed.cosine_margin_loss(points, labels, margin=self.margin, normalize=False)
+            instembed.cosine_margin_loss(
+                points, labels, margin=self.margin, normalize=False, reduction="none"
+            )
             for points in iterates
         ]
-        return {"embedding": self.weight * torch.stack(each).mean()}
+        return {"embedding": self.weight * (torch.stack(each) * instances).mean()}
 
     def group(self, maps: Maps, mask: Tensor) -> Instances:
         points = instembed.recurrent_mean_shift(

@@ -112,9 +112,9 @@ def _group_cpu(
     )
     check_capacity_holds(max_instances, found.largest)
     capacity = found.largest if max_instances is None else max_instances
-    *tables, iterations = new_tables(points, number_of_images(points, offsets), capacity)
-    found.copy(*tables, iterations)
-    return labels, *tables
+    centers, counts, instances, iterations = new_tables(points, number_of_images(points, offsets), capacity)
+    found.copy(centers, counts, instances, iterations)
+    return labels, centers, counts, instances
 
 
 @_ops.fake("group_on_sphere")
@@ -122,8 +122,8 @@ def _group_fake(
     points: Tensor, mask: Tensor | None, offsets: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     capacity = _ops.capacity(options[2])
-    tables = new_tables(points, number_of_images(points, offsets), capacity)
-    return new_labels(points), *tables[:3]
+    centers, counts, instances, _ = new_tables(points, number_of_images(points, offsets), capacity)
+    return new_labels(points), centers, counts, instances
 
 
 _ops.not_differentiable("group_on_sphere")

@@ -164,13 +164,14 @@ def _checked_samples(samples: Any) -> Any:
 # the same similarities. It is empty unless `differentiable`.
 
 _ops.define(
-    "cosine_margin_loss(Tensor points, Tensor labels, Tensor? offsets, Tensor? keys, float fraction, int most, "
-    "float margin, bool squared, int? background, int? ignore_index, bool differentiable) "
+    "cosine_margin_loss(Tensor points, Tensor labels, Tensor? offsets, Tensor? keys, float fraction, "
+    "int most, float margin, bool squared, int? background, int? ignore_index, bool differentiable) "
     "-> (Tensor losses, Tensor gradient)"
 )
 # The points themselves are not read backward, but tell autograd that the result depends on them.
 _ops.define(
-    "cosine_margin_loss_backward(Tensor grad_losses, Tensor points, Tensor gradient, Tensor? offsets) -> Tensor"
+    "cosine_margin_loss_backward(Tensor grad_losses, Tensor points, Tensor gradient, Tensor? offsets) "
+    "-> Tensor"
 )
 
 

@@ -45,7 +45,7 @@ OPCHECK: OpCases = {
 
 def _cosine_margin_cases() -> list[BadInput]:
     embeddings, labels = GOOD
-    points, ids = GOOD_POINTS
+    _, ids = GOOD_POINTS
     cases = [
         BadInput("no tensor", TypeError, "embeddings", ([1.0], labels), shows="list"),
         BadInput("integer embeddings", TypeError, "embeddings", (embeddings.int(), labels), shows="int32"),
