@@ -232,9 +232,9 @@ _ops.define(
     f"{_OPTIONS}, Tensor first, Tensor counts, Tensor vectors, Tensor runs) -> Tensor"
 )
 
-# What the state may take of the size of the embeddings: runs of labels, or random labels if a code of 16 bits a
-# pixel is no more than that, and vectors of instances. Labels or instances that need more are found again in the
-# backward pass.
+# What the state may take of the size of the embeddings: runs of labels (or a slot of 16 bits a pixel, where all
+# of those take no more than the second figure), and vectors of instances. Labels or instances that need more are
+# found again in the backward pass.
 _RUNS_PER_MILLE = 25
 _RANDOM_PER_MILLE = 65
 _INSTANCES_PER_MILLE = 10
