@@ -12,7 +12,7 @@ from torch import Tensor
 
 import instembed
 from benchmarks.harness import FLOOR, OURS, Entry, Row, Settings, measure, peak_extra_mib
-from instembed import Poses
+from instembed import PosesWithDetails
 from instembed.grouping.group_keypoints import default_joint_order
 
 JOINTS, SIZE, PEOPLE = 17, 128, 30
@@ -146,7 +146,7 @@ def adjusted(heatmap: Maps, x: int, y: int) -> tuple[float, float]:
     return x + dx, y + dy
 
 
-def check(ours: Poses, theirs: list[Table]) -> None:
+def check(ours: PosesWithDetails, theirs: list[Table]) -> None:
     assert ours.num_people.tolist() == [len(people) for people in theirs]
     for b, people in enumerate(theirs):
         found = torch.cat([ours.keypoints[b], ours.keypoint_scores[b, :, :, None]], dim=2)[: len(people)]
@@ -161,7 +161,7 @@ def run(workload: str, settings: Settings) -> list[Row]:
         "NumPy, missing joints": lambda: common_parser(heatmaps, tags, every_joint=False),
         FLOOR: lambda: (heatmaps.max(), tags.max()),
     }
-    ours = instembed.group_keypoints(heatmaps, tags)
+    ours = instembed.group_keypoints(heatmaps, tags, return_details=True)
     check(ours, common_parser(heatmaps, tags))
     check(ours, common_parser(heatmaps, tags, every_joint=False))
     times = measure(calls, settings)

@@ -116,8 +116,8 @@ def run(workload: str, settings: Settings) -> list[Row]:
     for what, make in (("forward", forward_only), ("backward", backward_only)):
         calls: dict[str, Callable[[], object]] = {name: make(shift, points) for name, shift in shifts.items()}
         times = measure(calls, settings)
-        for name, call in calls.items():
-            peak = peak_extra_mib(call)
+        for name in calls:
+            peak = peak_extra_mib(calls[name])
             rows.append(Row("recurrent_mean_shift", workload, what, name, times[name], peak))
     return rows
 

@@ -414,7 +414,9 @@ def predict(network: Network, images: Tensor) -> Maps:
 
 
 def find_people(maps: Maps) -> People:
-    poses = instembed.group_keypoints(maps.heatmaps, maps.tags, peak_threshold=PEAK_THRESHOLD)
+    poses = instembed.group_keypoints(
+        maps.heatmaps, maps.tags, peak_threshold=PEAK_THRESHOLD, return_details=True
+    )
     seen = poses.visibility == 2
     return People(
         to_image(poses.keypoints),

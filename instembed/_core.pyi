@@ -124,6 +124,22 @@ def associative_embedding_backward(
     gathered: bool,
     threads: int,
 ) -> None: ...
+def cosine_margin_forward(
+    points: Array,
+    labels: Array,
+    offsets: Array | None,
+    keys: Array | None,
+    losses: Array,
+    gradient: Array | None,
+    *,
+    fraction: float,
+    most: int,
+    margin: float,
+    squared: bool,
+    background: int | None,
+    ignore_index: int | None,
+    threads: int,
+) -> None: ...
 
 class MeanShiftResult:
     @property
@@ -142,6 +158,17 @@ def mean_shift(
     min_size: int,
     max_iter: int,
     tol: float,
+    threads: int,
+) -> MeanShiftResult: ...
+def group_on_sphere(
+    points: Array,
+    mask: Array | None,
+    offsets: Array | None,
+    labels: Array,
+    *,
+    threshold: float,
+    min_size: int,
+    nearest: bool,
     threads: int,
 ) -> MeanShiftResult: ...
 def recurrent_mean_shift_forward(
@@ -257,6 +284,27 @@ def gather_at_backward(
     linear: bool,
     threads: int,
 ) -> None: ...
+def pairwise_similarity_forward(
+    embeddings: Array, indices: Array, losses: Array, slopes: Array | None, *, threads: int
+) -> None: ...
+def pairwise_similarity_backward(
+    grad_losses: Array, slopes: Array, indices: Array, grad: Array, *, threads: int
+) -> None: ...
+
+class SampleInstances:
+    def __init__(
+        self,
+        labels: Array,
+        offsets: Array | None,
+        *,
+        background: int | None,
+        ignore_index: int | None,
+        threads: int,
+    ) -> None: ...
+    @property
+    def largest(self) -> int: ...
+    def sample(self, words: Array, indices: Array, valid: Array, *, threads: int) -> None: ...
+
 def seed_mask_iou(
     embeddings: Array,
     labels: Array,

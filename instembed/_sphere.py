@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 SHORTEST = 1e-12  # torch.nn.functional.normalize's eps
+ALL = 2**62  # more pixels than there are
 
 
 def unit_vectors(vectors: Tensor) -> Tensor:
@@ -27,3 +28,12 @@ def moved_by_a_constant(start: Tensor, points: Tensor) -> Tensor:
     """The values of points, with the gradient of start + constant put back on the sphere."""
     moved = unit_vectors(points.detach() + (start - start.detach()))
     return points.detach() + (moved - moved.detach())
+
+
+def sampling(samples: float | tuple[float, int] | None) -> tuple[float, int] | None:
+    """What share of an image's pixels to draw, and how many at most; None for all of them."""
+    if samples is None:
+        return None
+    if isinstance(samples, tuple):
+        return samples
+    return (1.0, samples) if isinstance(samples, int) else (samples, ALL)

@@ -110,6 +110,64 @@ def test_recurrent_mean_shift(
 
 
 @EXAMPLES
+@given(
+    batches(),
+    st.sampled_from([0.3, 0.5, 0.9]),
+    st.booleans(),
+    st.none() | IDS,
+    st.none() | IDS,
+    st.sampled_from([None, 0.5, 7, (0.7, 50)]),
+)
+def test_cosine_margin(
+    batch: tuple[Tensor, Tensor],
+    margin: float,
+    squared: bool,
+    background: int | None,
+    ignore: int | None,
+    samples: object,
+) -> None:
+    embeddings, labels = batch
+    options = {"margin": margin, "squared": squared, "background": background, "ignore_index": ignore}
+    ours, exact = embeddings.detach().requires_grad_(), embeddings.detach().double().requires_grad_()
+    loss, expected = (
+        function(leaf, labels, samples=samples, generator=torch.Generator().manual_seed(0), **options)
+        for function, leaf in (
+            (instembed.cosine_margin_loss, ours),
+            (reference.cosine_margin_loss, exact),
+        )
+    )
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=1e-5)
+    loss.backward()
+    expected.backward()
+    if embeddings.dtype == torch.float64:
+        torch.testing.assert_close(ours.grad, exact.grad)
+
+
+@EXAMPLES
+@given(
+    batches(),
+    st.sampled_from([-0.2, 0.5, 0.9, 0.999]),
+    st.booleans(),
+    st.sampled_from([1, 4]),
+    st.sampled_from(["noise", "nearest"]),
+)
+def test_group_on_sphere(
+    batch: tuple[Tensor, Tensor], threshold: float, masked: bool, min_size: int, leftovers: str
+) -> None:
+    embeddings, labels = batch
+    options = {
+        "threshold": threshold,
+        "mask": labels if masked else None,
+        "min_size": min_size,
+        "leftovers": leftovers,
+    }
+    if embeddings.shape[1] == 1:  # cosines of 1 and -1 alone: ties of centres
+        options["leftovers"] = "noise"
+    grouping = instembed.group_on_sphere(embeddings, **options)
+    assert torch.equal(grouping.labels, reference.group_on_sphere(embeddings, **options)[0])
+
+
+@EXAMPLES
 @given(batches(), st.none() | IDS, st.none() | IDS)
 def test_label_statistics(batch: tuple[Tensor, Tensor], background: int | None, ignore: int | None) -> None:
     labels = batch[1]
@@ -242,6 +300,16 @@ ANYTHING = st.one_of(
 )
 FUNCTIONS = {
     "associative_embedding_loss": ["kind", "sigma", "margin", "pull_weight", "push_weight", "reduction"],
+    "cosine_margin_loss": [
+        "margin",
+        "samples",
+        "squared",
+        "background",
+        "ignore_index",
+        "offsets",
+        "normalize",
+        "generator",
+    ],
     "discriminative_loss": [
         "offsets",
         "delta_var",
@@ -261,6 +329,7 @@ FUNCTIONS = {
     "instance_pool": ["reduce", "max_instances", "background", "ignore_index", "offsets", "return_ids"],
     "detections": ["scores", "classes", "masks", "rle"],
     "grow_seeds": ["thresholds", "num_seeds", "diversity", "min_seediness", "min_size", "overlap", "mask"],
+    "group_on_sphere": ["threshold", "min_size", "mask", "offsets", "max_instances", "leftovers"],
     "seed_mask_iou": ["thresholds", "background", "ignore_index"],
     "seediness_loss": ["seeds", "classes", "thresholds", "iou", "reduction"],
     "select_seeds": ["diversity", "min_seediness", "mask"],
@@ -271,6 +340,7 @@ FUNCTIONS = {
 COUNTS = {  # positional arguments, where they are not two
     "associative_embedding_loss": 3,
     "detections": 1,
+    "group_on_sphere": 1,
     "label_statistics": 1,
     "location_read_points": 3,
     "read_location_maps": 3,

@@ -187,6 +187,10 @@ def test_many_instances(instances: int) -> None:
     assert_close(leaf.grad, exact.grad, 1e-5)
 
 
+def test_random_labels_that_the_saved_state_has_room_for() -> None:
+    assert_matches_reference(torch.randn(2, 8, 100, 90), torch.randint(0, 40, (2, 100, 90)))
+
+
 def test_points_with_offsets() -> None:
     embeddings = torch.randn(1500, 5)
     labels = torch.randint(0, 9, (1500,))

@@ -31,7 +31,7 @@ def run(*arguments: object) -> None:
     subprocess.run([sys.executable, EXAMPLE, "--threads=1", *map(str, arguments)], check=True, timeout=300)
 
 
-@pytest.mark.parametrize(("method", "panels"), [("discriminative", 1)])
+@pytest.mark.parametrize(("method", "panels"), [("deep-metric", 2), ("discriminative", 1), ("recurrent", 1)])
 def test_trains_reports_and_predicts(method: str, panels: int, tmp_path: Path) -> None:
     images, report, model, found = (tmp_path / name for name in ("images", "out.json", "net.pt", "found"))
     draw(images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 
@@ -15,15 +16,16 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 import instembed
-from instembed import Poses, reference
+from instembed import Poses, PosesWithDetails, reference
 from instembed._arguments import FLOATING
 from instembed._native import core
 
+group = functools.partial(instembed.group_keypoints, return_details=True)
 definition = importlib.import_module("instembed.reference.group_keypoints")
 
 
-def assert_same(ours: Poses, expected: Poses) -> None:
-    for name, a, b in zip(Poses._fields, ours, expected, strict=True):
+def assert_same(ours: PosesWithDetails, expected: PosesWithDetails) -> None:
+    for name, a, b in zip(PosesWithDetails._fields, ours, expected, strict=True):
         assert a.dtype == b.dtype, name
         assert torch.equal(a, b), f"{name}: {a} instead of {b}"
 
@@ -71,7 +73,7 @@ def test_a_case_by_hand() -> None:
         },
         joints=3,
     )
-    found = instembed.group_keypoints(heatmaps, tags, max_people=4)
+    found = group(heatmaps, tags, max_people=4)
     assert found.num_people.tolist() == [3]
     assert found.keypoints[0, :, 2].tolist() == 4 * [[0, 0]]  # nobody has the third joint
     assert not found.keypoint_scores[0, :, 2].any()
@@ -87,14 +89,14 @@ def test_a_case_by_hand() -> None:
 @pytest.mark.parametrize("dims", [1, 3])
 def test_equals_reference_for_every_dtype(dtype: torch.dtype, dims: int) -> None:
     heatmaps, tags = (maps.to(dtype) for maps in scene(2, 4, 37, 45, 5, dims))
-    assert_same(instembed.group_keypoints(heatmaps, tags), reference.group_keypoints(heatmaps, tags))
+    assert_same(group(heatmaps, tags), reference.group_keypoints(heatmaps, tags))
 
 
 def test_maps_of_two_types() -> None:
     heatmaps, tags = scene(1, 3, 30, 30, 4)
     for a, b in [(torch.float16, torch.float64), (torch.float64, torch.bfloat16)]:
         assert_same(
-            instembed.group_keypoints(heatmaps.to(a), tags.to(b)),
+            group(heatmaps.to(a), tags.to(b)),
             reference.group_keypoints(heatmaps.to(a), tags.to(b)),
         )
 
@@ -109,7 +111,7 @@ def test_equals_reference_for_every_shape(shape: tuple[int, ...], nms: int) -> N
     heatmaps, tags = scene(*shape, people=4)
     options = {"nms": nms, "max_people": 7}
     assert_same(
-        instembed.group_keypoints(heatmaps, tags, **options),
+        group(heatmaps, tags, **options),
         reference.group_keypoints(heatmaps, tags, **options),
     )
 
@@ -127,7 +129,7 @@ def test_options(adjust: bool, refine: bool, threshold: float) -> None:
         "joint_order": [4, 2, 0, 1, 3],
     }
     assert_same(
-        instembed.group_keypoints(heatmaps, tags, **options),
+        group(heatmaps, tags, **options),
         reference.group_keypoints(heatmaps, tags, **options),
     )
 
@@ -145,16 +147,16 @@ def test_options(adjust: bool, refine: bool, threshold: float) -> None:
 def test_strided_maps(view) -> None:
     heatmaps, tags = (view(maps) for maps in scene(2, 4, 40, 48, 5))
     assert_same(
-        instembed.group_keypoints(heatmaps, tags),
+        group(heatmaps, tags),
         reference.group_keypoints(heatmaps.contiguous(), tags.contiguous()),
     )
 
 
 def test_same_bits_for_any_number_of_threads(two_threads) -> None:
     heatmaps, tags = scene(3, 17, 64, 64, 12)
-    both = instembed.group_keypoints(heatmaps, tags)
+    both = group(heatmaps, tags)
     torch.set_num_threads(1)
-    assert_same(instembed.group_keypoints(heatmaps, tags), both)
+    assert_same(group(heatmaps, tags), both)
 
 
 # Peaks
@@ -164,10 +166,10 @@ def test_a_plateau_is_one_peak() -> None:
     heatmaps = torch.zeros(1, 1, 30, 40)
     heatmaps[0, 0, 3:20, 5:25] = 1.0
     heatmaps[0, 0, 25, 30:33] = 0.5
-    found = instembed.group_keypoints(heatmaps, torch.zeros_like(heatmaps), adjust=False)
+    found = group(heatmaps, torch.zeros_like(heatmaps), adjust=False)
     assert found.num_people.tolist() == [2]
     assert found.keypoints[0, :2, 0].tolist() == [[5, 3], [30, 25]]
-    constant = instembed.group_keypoints(torch.ones(1, 1, 30, 40), torch.zeros(1, 1, 30, 40))
+    constant = group(torch.ones(1, 1, 30, 40), torch.zeros(1, 1, 30, 40))
     assert constant.num_people.tolist() == [1]
     assert constant.keypoints[0, 0, 0].tolist() == [0, 0]
 
@@ -175,7 +177,7 @@ def test_a_plateau_is_one_peak() -> None:
 def test_more_peaks_than_people() -> None:
     torch.manual_seed(1)
     heatmaps, tags = torch.rand(2, 3, 40, 40), 50 * torch.randn(2, 3, 40, 40)
-    found = instembed.group_keypoints(heatmaps, tags, max_people=4)
+    found = group(heatmaps, tags, max_people=4)
     assert found.num_people.tolist() == [4, 4]
     assert_same(found, reference.group_keypoints(heatmaps, tags, max_people=4))
     top = [f.flatten().topk(1).values.item() for f in heatmaps[:, 0]]
@@ -188,14 +190,14 @@ def test_no_peak_at_all() -> None:
         torch.full((2, 3, 9, 9), math.nan),
         torch.full((2, 3, 9, 9), 0.1),
     ):
-        found = instembed.group_keypoints(heatmaps, torch.zeros_like(heatmaps), peak_threshold=0.2)
+        found = group(heatmaps, torch.zeros_like(heatmaps), peak_threshold=0.2)
         assert found.num_people.tolist() == [0, 0]
         assert all((value == 0).all() for value in found)
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 8, 8), (2, 3, 0, 8), (2, 3, 8, 0)], ids=str)
 def test_empty(shape: tuple[int, ...]) -> None:
-    found = instembed.group_keypoints(torch.zeros(shape), torch.zeros(shape), max_people=5)
+    found = group(torch.zeros(shape), torch.zeros(shape), max_people=5)
     assert found.keypoints.shape == (shape[0], 5, 3, 2)
     assert not found.num_people.any()
     assert_same(found, reference.group_keypoints(torch.zeros(shape), torch.zeros(shape), max_people=5))
@@ -205,16 +207,16 @@ def test_a_threshold_is_compared_exactly() -> None:
     heatmaps = torch.full((1, 1, 1, 1), 0.1)  # in float32 a little more than 0.1
     for dtype, above in [(torch.float32, 1), (torch.float64, 0)]:
         maps = heatmaps.to(dtype) if dtype == torch.float32 else torch.full((1, 1, 1, 1), 0.1, dtype=dtype)
-        assert instembed.group_keypoints(maps, maps, peak_threshold=0.1).num_people.tolist() == [above]
+        assert group(maps, maps, peak_threshold=0.1).num_people.tolist() == [above]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_pixels_that_are_not_finite(bad: float) -> None:
     heatmaps, tags = scene(2, 4, 40, 40, 5)
-    assert instembed.group_keypoints(heatmaps, tags).num_people.min() > 0
+    assert group(heatmaps, tags).num_people.min() > 0
     for maps in (heatmaps, tags):
         maps[torch.rand(maps.shape) < 0.2] = bad
-    found = instembed.group_keypoints(heatmaps, tags)
+    found = group(heatmaps, tags)
     assert all(value.isfinite().all() for value in found)
     assert_same(found, reference.group_keypoints(heatmaps, tags))
 
@@ -224,7 +226,7 @@ def test_extreme_values(scale: float) -> None:
     heatmaps, tags = scene(2, 4, 30, 30, 5)
     for h, t in [(heatmaps * scale, tags), (heatmaps, tags * scale), (heatmaps.double() / scale, tags)]:
         assert_same(
-            instembed.group_keypoints(h, t, peak_threshold=0.1 * float(h.max())),
+            group(h, t, peak_threshold=0.1 * float(h.max())),
             reference.group_keypoints(h, t, peak_threshold=0.1 * float(h.max())),
         )
 
@@ -233,7 +235,7 @@ def test_tags_too_far_to_tell_apart() -> None:
     """Beyond 2^30 only the heatmap counts: a hidden joint goes to the highest pixel."""
     heatmaps, tags = dots({(0, 3, 3): (0.9, 0.0), (1, 20, 20): (0.05, 1e30), (1, 30, 4): (0.09, 1e35)}, 2, 40)
     tags[0, 1][heatmaps[0, 1] == 0] = 1e20
-    found = instembed.group_keypoints(heatmaps, tags, max_people=2)
+    found = group(heatmaps, tags, max_people=2)
     assert found.keypoints[0, 0].tolist() == [[3, 3], [30, 4]]
     assert_same(found, reference.group_keypoints(heatmaps, tags, max_people=2))
 
@@ -242,9 +244,9 @@ def test_adjust() -> None:
     heatmaps = torch.zeros(1, 1, 9, 9)
     heatmaps[0, 0, 4, 3:6] = torch.tensor([0.2, 1.0, 0.5])
     heatmaps[0, 0, 3:6, 4] = torch.tensor([0.2, 1.0, 0.2])
-    found = instembed.group_keypoints(heatmaps, heatmaps)
+    found = group(heatmaps, heatmaps)
     assert found.keypoints[0, 0, 0].tolist() == [4.25, 4]
-    corner = instembed.group_keypoints(heatmaps[:, :, 4:, 4:], heatmaps[:, :, 4:, 4:])
+    corner = group(heatmaps[:, :, 4:, 4:], heatmaps[:, :, 4:, 4:])
     assert corner.keypoints[0, 0, 0].tolist() == [0, 0]  # where a neighbour is missing, nothing moves
 
 
@@ -253,7 +255,7 @@ def test_adjust() -> None:
 
 def test_people_with_equal_tags_do_not_overwrite_each_other() -> None:
     places = {(k, x, 8): (0.5 + 0.01 * x, 1.0) for k in range(3) for x in (2, 8, 14)}
-    found = instembed.group_keypoints(*dots(places, joints=3), adjust=False)
+    found = group(*dots(places, joints=3), adjust=False)
     assert found.num_people.tolist() == [3]
     assert (found.keypoint_scores[0, :3] > 0.4).all()
     for k in range(3):
@@ -316,7 +318,7 @@ def test_costs_equal_scipy_on_every_call(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(definition, "match", checked)
     expected = reference.group_keypoints(heatmaps, tags)
     assert len(calls) == 2 * 16
-    assert_same(instembed.group_keypoints(heatmaps, tags), expected)
+    assert_same(group(heatmaps, tags), expected)
 
 
 def test_match_checks_its_arguments() -> None:
@@ -361,13 +363,13 @@ def test_the_core_checks_shapes() -> None:
 
 def test_nothing_has_a_gradient() -> None:
     heatmaps, tags = (maps.requires_grad_() for maps in scene(1, 2, 20, 20, 2))
-    assert not any(value.requires_grad for value in instembed.group_keypoints(heatmaps, tags))
+    assert not any(value.requires_grad for value in group(heatmaps, tags))
 
 
 def test_compiles_into_one_graph() -> None:
     heatmaps, tags = scene(2, 3, 24, 24, 3)
-    compiled = torch.compile(instembed.group_keypoints, fullgraph=True, backend="eager")
-    assert_same(Poses(*compiled(heatmaps, tags)), reference.group_keypoints(heatmaps, tags))
+    compiled = torch.compile(group, fullgraph=True, backend="eager")
+    assert_same(compiled(heatmaps, tags), reference.group_keypoints(heatmaps, tags))
 
 
 @hypothesis_settings(deadline=None, max_examples=60)
@@ -393,12 +395,21 @@ def test_random_maps(
     )
     options = {"max_people": max_people, "nms": nms}
     assert_same(
-        instembed.group_keypoints(heatmaps.to(dtype), tags.to(dtype), **options),
+        group(heatmaps.to(dtype), tags.to(dtype), **options),
         reference.group_keypoints(heatmaps.to(dtype), tags.to(dtype), **options),
     )
 
 
-@pytest.mark.parametrize("step", ["adjust", "refine"])
+def test_details_on_request() -> None:
+    heatmaps, tags = scene(2, 3, 24, 24, 3)
+    poses, details = instembed.group_keypoints(heatmaps, tags), group(heatmaps, tags)
+    assert isinstance(poses, Poses) and isinstance(details, PosesWithDetails)
+    assert Poses._fields == ("keypoints", "scores", "tags", "num_people")
+    for name in Poses._fields:
+        assert torch.equal(getattr(poses, name), getattr(details, name)), name
+
+
+@pytest.mark.parametrize("step", ["adjust", "refine", "return_details"])
 def test_steps_are_true_or_false(step: str) -> None:
     maps = torch.zeros(1, 1, 4, 4)
     with pytest.raises(TypeError, match=step):

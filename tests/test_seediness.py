@@ -196,6 +196,41 @@ def test_loss_without_seeds_is_zero_and_attached() -> None:
         assert loss.item() == 0
 
 
+def test_loss_draws_its_seeds() -> None:
+    embeddings, labels = scene(kind="rough")
+    logits = torch.randn(2, 4, 2, 37, 53)
+    seeded = torch.Generator().manual_seed
+    for options in ({}, {"ignore_index": 2}, {"background": 3}, {"background": None}, {"ignore_index": 0}):
+        loss = instembed.seediness_loss(
+            logits, embeddings, labels, samples=5, background_samples=70, generator=seeded(2), **options
+        )
+        generator = seeded(2)
+        seeds = instembed.sample_pixels(labels, 5, generator=generator, **options).indices.flatten(1)
+        background = options.get("background", 0)
+        if background is not None and background != options.get("ignore_index"):
+            flags = labels == background
+            drawn = instembed.sample_pixels(flags.int(), 70, generator=generator).indices.flatten(1)
+            assert drawn.shape[1] == 70 and flags.flatten(1).gather(1, drawn).all()
+            seeds = torch.cat([seeds, drawn], 1)
+        assert torch.equal(loss, instembed.seediness_loss(logits, embeddings, labels, seeds=seeds, **options))
+    only = instembed.seediness_loss(
+        logits, embeddings, labels, samples=5, background_samples=0, max_instances=9, generator=seeded(2)
+    )
+    seeds = instembed.sample_pixels(labels, 5, max_instances=9, generator=seeded(2)).indices.flatten(1)
+    assert torch.equal(only, instembed.seediness_loss(logits, embeddings, labels, seeds=seeds))
+    assert instembed.seediness_loss(logits, embeddings, 0 * labels, background_samples=0).item() == 0
+
+
+@pytest.mark.parametrize("capacity", [None, 9])
+def test_loss_with_drawn_seeds_compiles(capacity: int | None) -> None:
+    embeddings, labels = scene(9, 11)
+
+    def step(logits: Tensor) -> Tensor:
+        return instembed.seediness_loss(2 * logits, embeddings, labels, samples=3, max_instances=capacity)
+
+    assert_compiles(step, torch.randn(2, 4, 2, 9, 11))
+
+
 def test_loss_gradcheck() -> None:
     embeddings, labels = scene(3, 4, 2)
     seeds = some_seeds(labels, 6)

@@ -28,23 +28,33 @@ inline constexpr ExpSeries<A> exp_series{};
 
 // 2^x for x <= 0 and -inf, to 3 units in the last place; 0 where the result would be subnormal.
 // Anything goes elsewhere. By bits: a comparison of vectors wider than the target's registers is
-// taken apart lane by lane.
-template <class A>
-INSTEMBED_INLINE Vec<A> exp2_lanes(const Vec<A>& x) {
+// taken apart lane by lane. `rest` gets 1 - 2^x, to as many units of its own.
+template <class A, class V>
+INSTEMBED_INLINE V exp2_lanes(const V& x, V* rest = nullptr) {
   using Word = std::make_unsigned_t<MaskLane<A>>;
-  using Words = Vec<Word>;
+  using Words = vector_t<Word, sizeof(V) / sizeof(A)>;
+  using Mask = vector_t<MaskLane<A>, sizeof(V) / sizeof(A)>;
   constexpr int kFraction = sizeof(A) == 4 ? 23 : 52, kBits = 8 * sizeof(A);
   constexpr A kRound = static_cast<A>(Word{3} << (kFraction - 1));  // what it is added to is whole
   constexpr A kSmallest = sizeof(A) == 4 ? -126 : -1022;
-  const Vec<A> shifted = x + kRound;
-  const Vec<A> r = x - (shifted - kRound);
-  Vec<A> sum = splat(exp_series<A>.terms[kExpTerms<A> - 1]);
+  const V shifted = x + kRound;
+  const V r = x - (shifted - kRound);
+  V sum = splat_as<V>(exp_series<A>.terms[kExpTerms<A> - 1]);
 #pragma GCC unroll 16
-  for (int k = kExpTerms<A> - 2; k >= 0; --k) sum = sum * r + exp_series<A>.terms[k];
+  for (int k = kExpTerms<A> - 2; k > 0; --k) sum = sum * r + exp_series<A>.terms[k];
+  const V beyond_one = sum * r;
+  sum = beyond_one + exp_series<A>.terms[0];
   const Words power = reinterpret_cast<Words>(shifted) << kFraction;
-  const auto below = reinterpret_cast<Vec<MaskLane<A>>>(x - kSmallest) >> (kBits - 1);
+  const auto below = reinterpret_cast<Mask>(x - kSmallest) >> (kBits - 1);
   const auto keep_bits = reinterpret_cast<Words>(~below);
-  return reinterpret_cast<Vec<A>>((reinterpret_cast<Words>(sum) + power) & keep_bits);
+  const auto result = reinterpret_cast<V>((reinterpret_cast<Words>(sum) + power) & keep_bits);
+  if (rest) {  // where n = 0, the 1 of the series is left out instead of subtracted
+    const auto split =
+        reinterpret_cast<Words>(reinterpret_cast<Mask>(x + static_cast<A>(0.5)) >> (kBits - 1));
+    *rest = reinterpret_cast<V>((reinterpret_cast<Words>(1 - result) & split) |
+                                (reinterpret_cast<Words>(-beyond_one) & ~split));
+  }
+  return result;
 }
 
 }  // namespace instembed

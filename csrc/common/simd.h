@@ -17,8 +17,13 @@
 // A sanitised build takes the baseline: an ifunc resolver runs before the sanitizer is ready.
 #define INSTEMBED_SIMD \
   __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4"), flatten))
+// For a pair of functions that differ in the width of their vectors: see kWideVectors.
+#define INSTEMBED_SIMD_WIDE __attribute__((target("arch=x86-64-v4"), flatten))
+#define INSTEMBED_SIMD_NARROW __attribute__((target_clones("default", "arch=x86-64-v3"), flatten))
 #else
 #define INSTEMBED_SIMD
+#define INSTEMBED_SIMD_WIDE
+#define INSTEMBED_SIMD_NARROW
 #endif
 #define INSTEMBED_INLINE inline __attribute__((always_inline))
 
@@ -86,6 +91,19 @@ template <class T>
 INSTEMBED_INLINE Vec<MaskLane<T>> first_lanes(int64_t count) {
   const int64_t lanes = count < 0 ? 0 : (count > kLanes<T> ? kLanes<T> : count);
   return load<Vec<MaskLane<T>>>(mask_table<T>.values + kLanes<T> - lanes);
+}
+
+// A Vec in P pieces. GCC keeps vectors wider than the target's registers in memory: a hot loop
+// takes pieces that fit.
+template <class A, int P>
+using Piece = vector_t<A, kLanes<A> / P>;
+
+template <class V, class T>
+INSTEMBED_INLINE V splat_as(T value) {
+  using Mask = vector_t<MaskLane<T>, sizeof(V) / sizeof(T)>;
+  MaskLane<T> bits;
+  std::memcpy(&bits, &value, sizeof(T));
+  return reinterpret_cast<V>(bits - Mask{});
 }
 
 template <class V, class Mask>
@@ -156,6 +174,38 @@ INSTEMBED_INLINE void add_lane_sums(const V* vectors, double* row) {
         vectors[0], vectors[0], std::make_index_sequence<lanes / 2>());
     add_lane_sums<A, n, parts / 2>(&sum, row);
   }
+}
+
+template <class V>
+using Lane = std::remove_cv_t<std::remove_reference_t<decltype(std::declval<V&>()[0])>>;
+
+// A vector's lanes as unsigned integers. What is decided lane by lane is best decided by bits: GCC
+// takes a comparison of vectors that are wider than the target's registers apart, a shift not.
+template <class V>
+using Bits = vector_t<std::make_unsigned_t<MaskLane<Lane<V>>>, sizeof(V) / sizeof(Lane<V>)>;
+
+// All bits of each lane that has its highest bit set.
+template <class U>
+INSTEMBED_INLINE U spread_highest(const U& bits) {
+  return U{} - (bits >> (8 * sizeof(bits[0]) - 1));
+}
+
+// v < 0 ? 0 : v, lane by lane: a NaN stays one.
+template <class V>
+INSTEMBED_INLINE V clamp_negative(const V& v) {
+  constexpr bool wide = sizeof(Lane<V>) == 8;
+  constexpr auto kInfinity = static_cast<Lane<Bits<V>>>(wide ? 0x7ff0000000000000u : 0x7f800000u);
+  constexpr auto kMagnitude = static_cast<Lane<Bits<V>>>(-1) >> 1;
+  const auto bits = reinterpret_cast<Bits<V>>(v);
+  const Bits<V> number = (bits & kMagnitude) - (kInfinity + 1);  // the highest bit: v is no NaN
+  return reinterpret_cast<V>(bits & ~spread_highest<Bits<V>>(bits & number));
+}
+
+// v in the lanes where `where` is not +0, 0 in the others.
+template <class V>
+INSTEMBED_INLINE V keep_nonzero(const V& v, const V& where) {
+  const auto bits = reinterpret_cast<Bits<V>>(where);
+  return keep(v, spread_highest<Bits<V>>(bits | (Bits<V>{} - bits)));
 }
 
 // True if any bit of any lane is set: of a comparison's result, say.

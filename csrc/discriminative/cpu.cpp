@@ -273,31 +273,36 @@ INSTEMBED_INLINE void gradient_pixels_body(const A* tile, const int32_t* slots, 
 // Pairs of means: rows [from, to) against all means, which are given planar too, `stride` apart. An
 // ordered pair adds hinge^2 to *total, and half its derivative by the row's mean to the row of
 // `grads`.
-template <int norm, class A>
+template <int norm, int fixed, class A>
 INSTEMBED_INLINE void repel_body(const A* rows, int64_t from, int64_t to, const A* planar,
                                  int64_t stride, const Tables<A>& tables, A margin, double* total,
                                  double* grads, VecSlot<A>* spare) {
-  ChannelVectors<A, 0> difference(spare);
-  const int64_t count = tables.instances, channels = tables.channels;
+  constexpr int64_t kStretch = 64 * kLanes<A>;  // means whose shares are added up in type A
+  const int64_t count = tables.instances, channels = fixed ? fixed : tables.channels;
+  ChannelVectors<A, fixed> difference(spare), push(spare + channels);
   for (int64_t a = from; a < to; ++a) {
     const A* row = rows + a * tables.padded;
-    for (int64_t b = 0; b < count; b += kLanes<A>) {
-      Vec<A> sum{};
-      for (int64_t d = 0; d < channels; ++d) {
-        difference[d] = row[d] - load<Vec<A>>(planar + d * stride + b);
-        sum = add_to_norm<norm>(sum, difference[d]);
+    for (int64_t begin = 0; begin < count; begin += kStretch) {
+      const int64_t end = begin + kStretch < count ? begin + kStretch : count;
+      for (int64_t d = 0; d < channels; ++d) push[d] = Vec<A>{};
+      Vec<A> squares{};
+      for (int64_t b = begin; b < end; b += kLanes<A>) {
+        Vec<A> sum{};
+        for (int64_t d = 0; d < channels; ++d) {
+          difference[d] = load<Vec<A>>(planar + d * stride + b) - row[d];
+          sum = add_to_norm<norm>(sum, difference[d]);
+        }
+        const Vec<A> distance = finish_norm<norm>(sum);
+        Vec<A> hinge = keep(positive_part(margin - distance), first_lanes<A>(end - b));
+        if (a >= b && a < b + kLanes<A>) hinge[a - b] = 0;
+        if (!any_nonzero<A>(hinge)) continue;
+        squares += hinge * hinge;
+        if (!grads) continue;
+        const Vec<A> factor = slope<norm>(hinge, distance);
+        for (int64_t d = 0; d < channels; ++d) push[d] += factor * direction<norm>(difference[d]);
       }
-      const Vec<A> distance = finish_norm<norm>(sum);
-      Vec<A> hinge = keep(positive_part(margin - distance), first_lanes<A>(count - b));
-      if (a >= b && a < b + kLanes<A>) hinge[a - b] = 0;
-      if (!any_nonzero<A>(hinge)) continue;
-      *total += sum_lanes(Vec<A>(hinge * hinge));
-      if (!grads) continue;
-      const Vec<A> factor = slope<norm>(hinge, distance);
-      for (int64_t d = 0; d < channels; ++d) {
-        grads[(a - from) * tables.padded + d] -=
-            sum_lanes(Vec<A>(factor * direction<norm>(difference[d])));
-      }
+      *total += sum_lanes(squares);
+      if (grads) add_sums<fixed, A>(push, channels, grads + (a - from) * tables.padded);
     }
   }
 }
@@ -401,10 +406,12 @@ INSTEMBED_INLINE void push_body(const PlanarTile<A>& tile, int start, int length
                             int64_t stride, const Tables<A>& tables, A margin, double* total,      \
                             double* grads, VecSlot<A>* spare) {                                    \
     if (norm == 1) {                                                                               \
-      repel_body<1>(rows, from, to, planar, stride, tables, margin, total, grads, spare);          \
-    } else {                                                                                       \
-      repel_body<2>(rows, from, to, planar, stride, tables, margin, total, grads, spare);          \
+      return repel_body<1, 0>(rows, from, to, planar, stride, tables, margin, total, grads,        \
+                              spare);                                                              \
     }                                                                                              \
+    with_channels(tables.channels, [&](auto fixed) __attribute__((always_inline)) {                \
+      repel_body<2, fixed>(rows, from, to, planar, stride, tables, margin, total, grads, spare);   \
+    });                                                                                            \
   }                                                                                                \
   INSTEMBED_SIMD void push_background(int norm, const PlanarTile<A>& tile, int start, int length,  \
                                       const Tables<A>& tables, const Push<A>& push,                \
@@ -784,7 +791,7 @@ class ForwardPass {
     parallel_for(static_cast<int64_t>(tasks.size()), options_.threads, [&](int64_t k) {
       const auto [b, from, to] = tasks[k];
       std::vector<double> grads(gradients_ ? (to - from) * padded_ : 0, 0.0);
-      std::vector<VecSlot<A>> spare(batch_.channels);
+      std::vector<VecSlot<A>> spare(2 * batch_.channels);
       repel(options_.norm, result.means.data() + result.first[b] * padded_, from, to,
             planar[b].data(), stride(b), tables(b, nullptr),
             static_cast<A>(2 * options_.delta_dist), &totals[k],

@@ -16,6 +16,7 @@
 #include "common/dtype.h"
 #include "common/memory.h"
 #include "common/parallel.h"
+#include "common/simd_widths.h"
 #include "common/tiles.h"
 #include "instance_pool/instance_pool.h"
 
@@ -141,28 +142,56 @@ INSTEMBED_INLINE auto may_beat(const V& values, const V& best) {
   return bits | (bits + to_sign);
 }
 
+// Lines whose maxima registers hold.
+constexpr int kSide = 4;
+
+// A Vec as registers of the target.
+template <class A, int kBytes>
+struct Parts {
+  static constexpr int count = 64 / kBytes, lanes = kLanes<A> / count;
+  using V = vector_t<A, lanes>;
+  using Mask = vector_t<MaskLane<A>, lanes>;
+};
+
+// Where the mask of so many first lanes of a Vec lies.
+template <class A>
+INSTEMBED_INLINE const MaskLane<A>* mask_of_first(int count) {
+  return mask_table<A>.values + kLanes<A> - std::clamp(count, 0, kLanes<A>);
+}
+
 // A maximum is seldom beaten: only where it may be, a line's run is looked at closely.
-template <int lines, class A>
+template <int side, int kBytes, class A>
+INSTEMBED_INLINE void max_run(const PlanarTile<A>& tile, int start, int end, int64_t first,
+                              const Maxima<A>& maxima) {
+  using P = Parts<A, kBytes>;
+  using V = typename P::V;
+  V best[side];
+  vector_t<Bits<A>, P::lanes> signs[side] = {};
+  for (int d = 0; d < side; ++d) best[d] = maxima.best[d] - V{};
+  int i = start;
+  for (; i + kLanes<A> <= end; i += kLanes<A>) {
+    for (int d = 0; d < side; ++d) {
+      for (int k = 0; k < P::count; ++k)
+        signs[d] |= may_beat<A>(load<V>(tile.row(d) + i + k * P::lanes), best[d]);
+    }
+  }
+  const MaskLane<A>* rest = mask_of_first<A>(end - i);
+  for (int d = 0; d < side; ++d) {
+    for (int k = 0; k < P::count && i < end; ++k) {
+      signs[d] |= keep(may_beat<A>(load<V>(tile.row(d) + i + k * P::lanes), best[d]),
+                       load<typename P::Mask>(rest + k * P::lanes));
+    }
+    if (any_lane(signs[d] & kSign<A>)) offer_run(tile.row(d), start, end, first, maxima + d);
+  }
+}
+
+template <int lines, int kBytes, class A>
 INSTEMBED_INLINE void max_lines_body(const PlanarTile<A>& tile, const TileCode& code, int64_t first,
                                      const Maxima<A>& table) {
+  constexpr int side = std::min(lines, kSide);
   for_each_member_run(code, [&](int start, int end, int32_t slot) __attribute__((always_inline)) {
-    const Maxima<A> maxima = table + slot * kWidth;
-    Vec<A> best[lines];
-    Vec<Bits<A>> signs[lines] = {};
-    for (int d = 0; d < lines; ++d) best[d] = splat(maxima.best[d]);
-    int i = start;
-    for (; i + kLanes<A> <= end; i += kLanes<A>) {
-      for (int d = 0; d < lines; ++d)
-        signs[d] |= may_beat<A>(load<Vec<A>>(tile.row(d) + i), best[d]);
-    }
-    if (i < end) {
-      const auto rest = first_lanes<A>(end - i);
-      for (int d = 0; d < lines; ++d) {
-        signs[d] |= keep(may_beat<A>(load<Vec<A>>(tile.row(d) + i), best[d]), rest);
-      }
-    }
-    for (int d = 0; d < lines; ++d) {
-      if (any_lane(signs[d] & kSign<A>)) offer_run(tile.row(d), start, end, first, maxima + d);
+    for (int d = 0; d < lines; d += side) {
+      max_run<side, kBytes>(lines_from(tile, d), start, end, first, table + slot * kWidth + d);
     }
   });
 }
@@ -228,19 +257,19 @@ INSTEMBED_INLINE void fill_lines_body(U* tile, int64_t stride, const TileCode& c
 }
 
 // The kernels as functions of their own, one a target (common/simd.h).
-#define INSTEMBED_LINE_KERNELS(A)                                                           \
-  INSTEMBED_SIMD void sum_lines(const PlanarTile<A>& tile, int lines, const TileCode& code, \
-                                double* table) {                                            \
-    for_each_group(lines, [&](int d, auto width) __attribute__((always_inline)) {           \
-      sum_lines_body<width>(lines_from(tile, d), code, table + d);                          \
-    });                                                                                     \
-  }                                                                                         \
-  INSTEMBED_SIMD void max_lines(const PlanarTile<A>& tile, int lines, const TileCode& code, \
-                                int64_t first, const Maxima<A>& table) {                    \
-    for_each_group(lines, [&](int d, auto width) __attribute__((always_inline)) {           \
-      max_lines_body<width>(lines_from(tile, d), code, first, table + d);                   \
-    });                                                                                     \
-  }
+#define INSTEMBED_LINE_KERNELS(A)                                                               \
+  INSTEMBED_SIMD void sum_lines(const PlanarTile<A>& tile, int lines, const TileCode& code,     \
+                                double* table) {                                                \
+    for_each_group(lines, [&](int d, auto width) __attribute__((always_inline)) {               \
+      sum_lines_body<width>(lines_from(tile, d), code, table + d);                              \
+    });                                                                                         \
+  }                                                                                             \
+  INSTEMBED_SIMD_WIDTHS(                                                                        \
+      void max_lines(const PlanarTile<A>& tile, int lines, const TileCode& code, int64_t first, \
+                     const Maxima<A>& table),                                                   \
+      for_each_group(lines, [&](int d, auto width) __attribute__((always_inline)) {             \
+        max_lines_body<width, kBytes>(lines_from(tile, d), code, first, table + d);             \
+      }))
 
 INSTEMBED_LINE_KERNELS(float)
 INSTEMBED_LINE_KERNELS(double)

@@ -4,15 +4,19 @@
 #include <pybind11/stl.h>
 
 #include "associative_embedding/associative_embedding.h"
+#include "cosine_margin/cosine_margin.h"
 #include "detections/detections.h"
 #include "discriminative/discriminative.h"
 #include "gather_at/gather_at.h"
 #include "group_keypoints/group_keypoints.h"
+#include "group_on_sphere/group_on_sphere.h"
 #include "instance_pool/instance_pool.h"
 #include "label_statistics/label_statistics.h"
 #include "mean_shift/mean_shift.h"
+#include "pairwise_similarity/pairwise_similarity.h"
 #include "python/array_caster.h"
 #include "recurrent_mean_shift/recurrent_mean_shift.h"
+#include "sample_pixels/sample_pixels.h"
 #include "seeds/seeds.h"
 
 #if defined(INSTEMBED_CUDA)
@@ -157,6 +161,41 @@ void bind_recurrent_mean_shift(py::module_& module) {
       py::arg("grad_shifted"), py::arg("points"), py::arg("mask"), py::arg("offsets"),
       py::arg("shifted"), py::arg("norms"), py::arg("denominators"), py::arg("grad"), py::kw_only(),
       py::arg("bandwidth"), py::arg("step"), py::arg("tolerance"), py::arg("threads"));
+}
+
+void bind_cosine_margin(py::module_& module) {
+  using namespace cosine_margin;
+
+  module.def(
+      "cosine_margin_forward",
+      [](const Array& points, const Array& labels, const OptionalArray& offsets,
+         const OptionalArray& keys, const Array& losses, const OptionalArray& gradient,
+         double fraction, int64_t most, double margin, bool squared,
+         std::optional<int64_t> background, std::optional<int64_t> ignore_index, int threads) {
+        const py::gil_scoped_release release;
+        const Options options{
+            {margin, squared}, {background, ignore_index}, {fraction, most}, threads};
+        forward(points, labels, pointer(offsets), pointer(keys), options, losses,
+                pointer(gradient));
+      },
+      py::arg("points"), py::arg("labels"), py::arg("offsets"), py::arg("keys"), py::arg("losses"),
+      py::arg("gradient"), py::kw_only(), py::arg("fraction"), py::arg("most"), py::arg("margin"),
+      py::arg("squared"), py::arg("background"), py::arg("ignore_index"), py::arg("threads"));
+}
+
+void bind_group_on_sphere(py::module_& module) {
+  using namespace group_on_sphere;
+
+  module.def(
+      "group_on_sphere",
+      [](const Array& points, const OptionalArray& mask, const OptionalArray& offsets,
+         const Array& labels, double threshold, int64_t min_size, bool nearest, int threads) {
+        const py::gil_scoped_release release;
+        return group(points, pointer(mask), pointer(offsets), {threshold, min_size, nearest},
+                     labels, threads);
+      },
+      py::arg("points"), py::arg("mask"), py::arg("offsets"), py::arg("labels"), py::kw_only(),
+      py::arg("threshold"), py::arg("min_size"), py::arg("nearest"), py::arg("threads"));
 }
 
 void bind_group_keypoints(py::module_& module) {
@@ -304,6 +343,42 @@ void bind_gather_at(py::module_& module) {
       py::arg("threads"));
 }
 
+void bind_sample_pixels(py::module_& module) {
+  using namespace sample_pixels;
+
+  py::class_<Instances>(module, "SampleInstances")
+      .def(py::init([](const Array& labels, const OptionalArray& offsets,
+                       std::optional<int64_t> background, std::optional<int64_t> ignore_index,
+                       int threads) {
+             const py::gil_scoped_release release;
+             return std::make_unique<Instances>(labels, pointer(offsets),
+                                                LabelRules{background, ignore_index}, threads);
+           }),
+           py::arg("labels"), py::arg("offsets"), py::kw_only(), py::arg("background"),
+           py::arg("ignore_index"), py::arg("threads"))
+      .def_property_readonly("largest", &Instances::largest)
+      .def("sample", &Instances::sample, py::arg("words"), py::arg("indices"), py::arg("valid"),
+           py::kw_only(), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+}
+
+void bind_pairwise_similarity(py::module_& module) {
+  using namespace pairwise_similarity;
+
+  module.def(
+      "pairwise_similarity_forward",
+      [](const Array& embeddings, const Array& indices, const Array& losses,
+         const OptionalArray& slopes, int threads) {
+        const py::gil_scoped_release release;
+        forward(embeddings, indices, losses, pointer(slopes), threads);
+      },
+      py::arg("embeddings"), py::arg("indices"), py::arg("losses"), py::arg("slopes"),
+      py::kw_only(), py::arg("threads"));
+
+  module.def("pairwise_similarity_backward", &backward, py::arg("grad_losses"), py::arg("slopes"),
+             py::arg("indices"), py::arg("grad"), py::kw_only(), py::arg("threads"),
+             py::call_guard<py::gil_scoped_release>());
+}
+
 void bind_seeds(py::module_& module) {
   module.def(
       "seed_mask_iou",
@@ -361,12 +436,16 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
   bind_associative_embedding(module);
   bind_discriminative(module);
   bind_mean_shift(module);
+  bind_cosine_margin(module);
   bind_recurrent_mean_shift(module);
+  bind_group_on_sphere(module);
   bind_group_keypoints(module);
   bind_label_statistics(module);
   bind_instance_pool(module);
   bind_detections(module);
   bind_gather_at(module);
+  bind_sample_pixels(module);
+  bind_pairwise_similarity(module);
   bind_seeds(module);
 }
 

@@ -1,114 +1,43 @@
 // An iteration on the CPU: points that take part are ordered so that neighbours lie together,
 // summed over pairs (pairs.cpp), and written back. The order is found anew in each call: points
 // move.
-#include <algorithm>
 #include <cmath>
 #include <limits>
-#include <vector>
 
 #include "common/batch.h"
 #include "common/dtype.h"
-#include "common/parallel.h"
-#include "common/points.h"
-#include "common/tiles.h"
 #include "recurrent_mean_shift/pairs.h"
 #include "recurrent_mean_shift/recurrent_mean_shift.h"
+#include "sphere/cloud.h"
+#include "sphere/unit.h"
 
 namespace instembed::recurrent_mean_shift {
 namespace {
 
-constexpr int64_t kChunk = 1024;  // points a task
+using sphere::at;
+using sphere::dot;
+using sphere::for_each;
+using sphere::Place;
 
-// Images of at most so many points are done side by side, larger ones one after the other by all
-// threads.
-constexpr int64_t kSmallImage = 1024;
-
-// Runs f(i) for i in [0, count), a chunk a task.
-template <class F>
-void for_each(int64_t count, int threads, F&& f) {
-  parallel_for((count + kChunk - 1) / kChunk, threads, [&](int64_t chunk) {
-    const int64_t end = std::min(count, (chunk + 1) * kChunk);
-    for (int64_t i = chunk * kChunk; i < end; ++i) f(i);
-  });
-}
-
-template <class T>
-T* at(const Image<T>& image, int64_t pixel) {
-  return image.data + pixel * image.pixel_stride;
-}
-
-template <class A>
-double dot(const Image<const A>& a, const Image<const A>& b, int64_t pixel) {
-  double sum = 0;
-  for (int64_t d = 0; d < a.channels; ++d) {
-    sum += static_cast<double>(at(a, pixel)[d * a.channel_stride]) *
-           static_cast<double>(at(b, pixel)[d * b.channel_stride]);
-  }
-  return sum;
-}
-
-// One image's share of the arrays.
-struct Place {
-  const Batch& batch;
-  const Array* mask;
-  int64_t image;
-
-  int64_t first() const { return batch.offsets ? batch.offsets[image] : image * batch.pixels; }
-
-  bool masked_out(int64_t pixel) const {
-    if (!mask) return false;
-    const int64_t start =
-        batch.offsets ? batch.offsets[image] * mask->strides[1] : image * mask->strides[0];
-    return reader(mask->dtype)(mask->data, start + pixel * mask->strides[1]) == 0;
-  }
-};
-
-// The points that take part, in tiles: tiles.point is the pixel of each slot. f(pixel) is called
-// for every other pixel.
+// The points that take part. f(pixel) is called for every other pixel.
 template <class A, class F>
-Cloud<A> build_cloud(const Image<const A>& points, const Place& place, int threads, F&& others) {
-  std::vector<char> taken(points.pixels);
-  for_each(points.pixels, threads, [&](int64_t pixel) {
-    taken[pixel] = !place.masked_out(pixel) && is_unit(dot(points, points, pixel));
-    if (!taken[pixel]) others(pixel);
+Cloud<A> build_cloud(const Image<const A>& points, const Place& place, const Array* mask,
+                     int threads, F&& others) {
+  const auto taken = sphere::choose_pixels(points.pixels, threads, [&](int64_t pixel) {
+    const bool takes_part =
+        !place.masked_out(mask, pixel) && sphere::is_unit(dot(points, points, pixel));
+    if (!takes_part) others(pixel);
+    return takes_part;
   });
-  std::vector<int32_t> pixels;
-  for (int64_t pixel = 0; pixel < points.pixels; ++pixel) {
-    if (taken[pixel]) pixels.push_back(static_cast<int32_t>(pixel));
-  }
-  const auto count = static_cast<int64_t>(pixels.size());
-
-  Cloud<A> cloud;
-  cloud.channels = points.channels;
-  cloud.padded = (points.channels + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
-  Lines<A> rows(count * cloud.padded);
-  for_each(count, threads, [&](int64_t i) {
-    const A* from = at(points, pixels[i]);
-    A* to = rows.data() + i * cloud.padded;
-    for (int64_t d = 0; d < points.channels; ++d) to[d] = from[d * points.channel_stride];
-  });
-  cloud.tiles = order_points(rows.data(), count, cloud.padded, threads);
-  const int64_t slots = cloud.tiles.slots();
-  cloud.points = Field<A>(cloud.channels, cloud.padded, slots);
-  cloud.halves = Lines<A>(slots);
-  for_each(slots, threads, [&](int64_t s) {
-    int32_t& point = cloud.tiles.point[s];
-    if (point < 0) return;
-    std::copy_n(rows.data() + point * cloud.padded, cloud.padded,
-                cloud.points.rows.data() + s * cloud.padded);
-    point = pixels[point];
-  });
-  fill_planar(cloud, &cloud.points, threads);
-  fill_halves(&cloud, threads);
-  return cloud;
+  return sphere::build_cloud(points, taken, threads);
 }
 
 template <class A>
-void forward_image(const Image<const A>& points, const Place& place, const Rule& rule,
-                   const Image<A>& shifted, const State& state, int threads) {
+void forward_image(const Image<const A>& points, const Place& place, const Array* mask,
+                   const Rule& rule, const Image<A>& shifted, const State& state, int threads) {
   A* norms = state.norms.as<A>() + place.first();
   A* denominators = state.denominators.as<A>() + place.first();
-  const Cloud<A> cloud = build_cloud(points, place, threads, [&](int64_t pixel) {
+  const Cloud<A> cloud = build_cloud(points, place, mask, threads, [&](int64_t pixel) {
     norms[pixel] = denominators[pixel] = 1;
     for (int64_t d = 0; d < points.channels; ++d) {
       at(shifted, pixel)[d * shifted.channel_stride] = at(points, pixel)[d * points.channel_stride];
@@ -116,7 +45,7 @@ void forward_image(const Image<const A>& points, const Place& place, const Rule&
   });
   const int64_t slots = cloud.tiles.slots();
   Sums sums{Lines<double>(slots * cloud.padded), Lines<double>(slots)};
-  add_pairs<A>(cloud, rule, nullptr, &sums, threads);
+  add_pairs<A>(cloud, find_halves(cloud, threads), rule, nullptr, &sums, threads);
   for_each(slots, threads, [&](int64_t s) {
     const int64_t pixel = cloud.tiles.point[s];
     if (pixel < 0) return;
@@ -139,12 +68,12 @@ void forward_image(const Image<const A>& points, const Place& place, const Rule&
 
 template <class A>
 void backward_image(const Image<const A>& grad_shifted, const Image<const A>& points,
-                    const Image<const A>& shifted, const Place& place, const Rule& rule,
-                    const State& state, const Image<A>& grad, int threads) {
+                    const Image<const A>& shifted, const Place& place, const Array* mask,
+                    const Rule& rule, const State& state, const Image<A>& grad, int threads) {
   const int64_t channels = points.channels;
   const A* norms = state.norms.as<const A>() + place.first();
   const A* denominators = state.denominators.as<const A>() + place.first();
-  const Cloud<A> cloud = build_cloud(points, place, threads, [&](int64_t pixel) {
+  const Cloud<A> cloud = build_cloud(points, place, mask, threads, [&](int64_t pixel) {
     for (int64_t d = 0; d < channels; ++d) {
       at(grad, pixel)[d * grad.channel_stride] =
           at(grad_shifted, pixel)[d * grad_shifted.channel_stride];
@@ -169,8 +98,8 @@ void backward_image(const Image<const A>& grad_shifted, const Image<const A>& po
     }
     weights.b.data()[s] = static_cast<A>((rule.step - 1) * b / denominators[pixel]);
   });
-  fill_planar(cloud, &weights.a, threads);
-  add_pairs(cloud, rule, &weights, &sums, threads);
+  sphere::fill_planar(cloud, &weights.a, threads);
+  add_pairs(cloud, find_halves(cloud, threads), rule, &weights, &sums, threads);
   for_each(slots, threads, [&](int64_t s) {
     const int64_t pixel = cloud.tiles.point[s];
     if (pixel < 0) return;
@@ -215,16 +144,6 @@ Batch checked(const Array& points, const Array* mask, const Array* offsets, cons
   return batch;
 }
 
-// Runs f(image, threads).
-template <class F>
-void for_images(const Batch& batch, int threads, F&& f) {
-  int64_t most = 0;
-  for (int64_t b = 0; b < batch.images; ++b) most = std::max(most, batch.count(b));
-  const bool side_by_side = batch.images > 1 && most <= kSmallImage;
-  parallel_for(batch.images, side_by_side ? threads : 1,
-               [&](int64_t b) { f(b, side_by_side ? 1 : threads); });
-}
-
 }  // namespace
 
 void forward(const Array& points, const Array* mask, const Array* offsets, const Rule& rule,
@@ -234,8 +153,8 @@ void forward(const Array& points, const Array* mask, const Array* offsets, const
   const Batch to = Batch::of_embeddings(shifted, offsets);
   dispatch(points, [&](auto type) {
     using A = decltype(type);
-    for_images(batch, threads, [&](int64_t b, int inner) {
-      forward_image<A>({points, batch, b}, {batch, mask, b}, rule, {shifted, to, b}, state, inner);
+    sphere::for_images(batch, threads, [&](int64_t b, int inner) {
+      forward_image<A>({points, batch, b}, {batch, b}, mask, rule, {shifted, to, b}, state, inner);
     });
   });
 }
@@ -252,9 +171,9 @@ void backward(const Array& grad_shifted, const Array& points, const Array& shift
   const Batch to = Batch::of_embeddings(grad, offsets);
   dispatch(points, [&](auto type) {
     using A = decltype(type);
-    for_images(batch, threads, [&](int64_t b, int inner) {
+    sphere::for_images(batch, threads, [&](int64_t b, int inner) {
       backward_image<A>({grad_shifted, from, b}, {points, batch, b}, {shifted, after, b},
-                        {batch, mask, b}, rule, state, {grad, to, b}, inner);
+                        {batch, b}, mask, rule, state, {grad, to, b}, inner);
     });
   });
 }

@@ -21,9 +21,6 @@ namespace instembed::recurrent_mean_shift {
 // Vectors shorter than this have no direction: they become zero, and so does their gradient.
 constexpr double kShortest = 1e-12;
 
-// Whether |x|^2 is that of a unit vector. Zero, NaN and infinity are not.
-inline bool is_unit(double square) { return square > 0.5 && square < 2; }
-
 struct Rule {
   double bandwidth;
   double step;

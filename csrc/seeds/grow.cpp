@@ -11,7 +11,6 @@
 #include "common/dtype.h"
 #include "common/memory.h"
 #include "common/parallel.h"
-#include "seeds/exact.h"
 #include "seeds/scan.h"
 #include "seeds/seeds.h"
 
@@ -34,19 +33,16 @@ struct Balls {
 };
 
 // Which pixels of a vector lie in the ball of a seed, exactly.
-template <class A>
-INSTEMBED_INLINE Vec<MaskLane<A>> members(const Balls<A>& balls, const PlanarTile<A>& tile, int s,
-                                          int64_t i, const Vec<A>& squared,
-                                          const Vec<MaskLane<A>>& lanes) {
+template <class A, class T, class V, class Mask>
+INSTEMBED_INLINE Mask members(const Balls<A>& balls, const LazyTile<A, T>& tile, int s, int64_t i,
+                              const V& squared, const Mask& lanes) {
   const Radius<A>& radius = balls.radii[s];
-  Vec<MaskLane<A>> inside = (squared <= radius.inner) & lanes;
-  const Vec<MaskLane<A>> unsure = (squared <= radius.outer) & lanes & ~inside;
+  Mask inside = (squared <= radius.inner) & lanes;
+  const Mask unsure = (squared <= radius.outer) & lanes & ~inside;
   if (!any_lane(unsure)) return inside;
-  for (int k = 0; k < kLanes<A>; ++k) {
+  for (size_t k = 0; k < sizeof(V) / sizeof(A); ++k) {
     if (!unsure[k]) continue;
-    const double exact = exact_distance(tile.data + i + k, tile.row_stride, balls.seeds.exact(s),
-                                        balls.seeds.dims());
-    inside[k] = exact <= radius.exact ? -1 : 0;
+    inside[k] = tile.exact_distance(s, i + k) <= radius.exact ? -1 : 0;
   }
   return inside;
 }
@@ -84,39 +80,59 @@ struct Pixels {
   }
 };
 
-// Scans the tiles of a task: visit as Scanner::scan has it, after(tile index) when one is done.
-template <class A, class T, class Visit, class After>
+// Scans the tiles of a task with a visitor of sums of squared differences, which products only rule
+// out: visit(tile, seed, i, squared, lanes), and after(tile index) when one is done.
+template <class A, int kBytes, class Tile, class Visit>
+struct Squares {
+  using V = typename Scanner<A, kBytes>::V;
+  using Mask = typename Scanner<A, kBytes>::Mask;
+
+  const Balls<A>& balls;
+  const Tile& tile;
+  Visit& visit;
+
+  void start(int, int) {}
+  INSTEMBED_INLINE void about(int s, int64_t, const V (&low)[kWide], const V (&)[kWide],
+                              const Mask (&lanes)[kWide], Mask (&open)[kWide]) {
+#pragma GCC unroll 2
+    for (int w = 0; w < kWide; ++w) open[w] = lanes[w] & ~(low[w] > balls.radii[s].outer);
+  }
+  INSTEMBED_INLINE void fine(int s, int64_t i, const V& squared, const Mask& lanes) {
+    visit(tile, s, i, squared, lanes);
+  }
+};
+
+template <int kBytes, class A, class T, class Visit, class After>
 INSTEMBED_INLINE void scan_task(const Balls<A>& balls, const Pixels<T>& pixels, int64_t task,
                                 A* scratch, Visit&& visit, After&& after) {
-  Scanner<A> scanner(balls.seeds);
+  Scanner<A, kBytes> scanner(balls.seeds);
+  LazyTile<A, T> tile(balls.seeds, pixels.image, pixels.tile, scratch);
   MaskLane<A> counted[kMaxTile];
-  const int64_t stride = planar_stride(pixels.tile);
   const int64_t begin = task * pixels.tiles_a_task();
   const int64_t end = std::min(pixels.tiles(), begin + pixels.tiles_a_task());
   for (int64_t t = begin; t < end; ++t) {
     if (pixels.read_mask(t, counted)) {
       const int n = pixels.size(t);
-      const PlanarTile<A> tile = copy_planar<A>(pixels.image, t * pixels.tile, n, scratch, stride);
-      scanner.scan(tile, n, counted,
-                   [&](int s, int64_t i, const Vec<A>& squared, const Vec<MaskLane<A>>& lanes) {
-                     visit(tile, s, i, squared, lanes);
-                   });
+      tile.start(t * pixels.tile, n);
+      scanner.scan(tile, n, counted, Squares<A, kBytes, LazyTile<A, T>, Visit>{balls, tile, visit});
     }
     after(t);
   }
 }
 
 // pairs[a * seeds + b] for a <= b: the pixels in the masks of both.
-template <class A, class T>
+template <int kBytes, class A, class T>
 INSTEMBED_INLINE void count_pairs_of(const Balls<A>& balls, const Pixels<T>& pixels, int64_t task,
                                      A* scratch, int64_t* pairs) {
-  using Lanes = Vec<MaskLane<A>>;
+  using V = typename Scanner<A, kBytes>::V;
+  using Lanes = typename Scanner<A, kBytes>::Mask;
+  constexpr int L = Scanner<A, kBytes>::L;
   const int count = balls.seeds.size();
   std::vector<uint64_t> words(count, 0);
   std::vector<int32_t> present;
   int64_t word = -1;
   Lanes bits;
-  for (int k = 0; k < kLanes<A>; ++k) bits[k] = MaskLane<A>{1} << k;
+  for (int k = 0; k < L; ++k) bits[k] = MaskLane<A>{1} << k;
   const auto flush = [&] {
     std::sort(present.begin(), present.end());
     for (size_t x = 0; x < present.size(); ++x) {
@@ -128,9 +144,9 @@ INSTEMBED_INLINE void count_pairs_of(const Balls<A>& balls, const Pixels<T>& pix
     for (const int32_t s : present) words[s] = 0;
     present.clear();
   };
-  scan_task(
+  scan_task<kBytes>(
       balls, pixels, task, scratch,
-      [&](const PlanarTile<A>& tile, int s, int64_t i, const Vec<A>& squared, const Lanes& lanes) {
+      [&](const LazyTile<A, T>& tile, int s, int64_t i, const V& squared, const Lanes& lanes) {
         if (i / kWord != word) {
           flush();
           word = i / kWord;
@@ -138,7 +154,7 @@ INSTEMBED_INLINE void count_pairs_of(const Balls<A>& balls, const Pixels<T>& pix
         const auto found =
             static_cast<uint64_t>(sum_lanes(members(balls, tile, s, i, squared, lanes) & bits));
         if (found && !words[s]) present.push_back(s);
-        words[s] |= (found & ((uint64_t{1} << kLanes<A>)-1)) << (i % kWord);
+        words[s] |= (found & ((uint64_t{1} << L) - 1)) << (i % kWord);
       },
       [&](int64_t) {
         flush();
@@ -147,37 +163,36 @@ INSTEMBED_INLINE void count_pairs_of(const Balls<A>& balls, const Pixels<T>& pix
 }
 
 // Labels: 1 + the most similar of the seeds in whose ball a pixel lies, the first of equals.
-template <class A, class T>
+template <int kBytes, class A, class T>
 INSTEMBED_INLINE void assign_of(const Balls<A>& balls, const Pixels<T>& pixels, int64_t task,
                                 A* scratch, int64_t* labels, int64_t* counts) {
-  using Lanes = Vec<MaskLane<A>>;
-  constexpr int L = kLanes<A>;
+  using V = typename Scanner<A, kBytes>::V;
+  using Lanes = typename Scanner<A, kBytes>::Mask;
   const int dims = balls.seeds.dims();
   const A error = static_cast<A>(1 + 4 * mean_shift::distance_error<A>(dims));
   const A tiny = static_cast<A>(sizeof(A) == 4 ? 1e-35 : 1e-299);
   MaskLane<A> owner[kMaxTile] = {};
   A nearest[kMaxTile];
-  scan_task(
+  scan_task<kBytes>(
       balls, pixels, task, scratch,
-      [&](const PlanarTile<A>& tile, int s, int64_t i, const Vec<A>& squared, const Lanes& lanes) {
+      [&](const LazyTile<A, T>& tile, int s, int64_t i, const V& squared, const Lanes& lanes) {
         const Lanes inside = members(balls, tile, s, i, squared, lanes);
         const Lanes before = load<Lanes>(owner + i);
-        const Vec<A> best = load<Vec<A>>(nearest + i);
-        Lanes wins = inside & ((before == 0) | (squared < best));
-        const Lanes close = inside & (before != 0) & (squared <= best * error + tiny) &
-                            (best <= squared * error + tiny);
+        const V best = load<V>(nearest + i);
+        const Lanes owned = before > 0;
+        Lanes wins = inside & (~owned | (squared < best));
+        const Lanes close =
+            inside & owned & (squared <= best * error + tiny) & (best <= squared * error + tiny);
         if (any_lane(close)) {
-          for (int k = 0; k < L; ++k) {
+          for (size_t k = 0; k < sizeof(V) / sizeof(A); ++k) {
             if (!close[k]) continue;
-            const A* pixel = tile.data + i + k;
             const auto other = static_cast<int>(before[k]) - 1;
-            const double mine = exact_distance(pixel, tile.row_stride, balls.seeds.exact(s), dims);
-            const double theirs =
-                exact_distance(pixel, tile.row_stride, balls.seeds.exact(other), dims);
+            const double mine = tile.exact_distance(s, i + k);
+            const double theirs = tile.exact_distance(other, i + k);
             wins[k] = mine < theirs || (mine == theirs && s < other) ? -1 : 0;
           }
         }
-        store(owner + i, wins ? Lanes{} + (s + 1) : before);
+        store(owner + i, (wins & (s + 1)) | (before & ~wins));
         store(nearest + i, wins ? squared : best);
       },
       [&](int64_t t) {
@@ -191,15 +206,13 @@ INSTEMBED_INLINE void assign_of(const Balls<A>& balls, const Pixels<T>& pixels, 
       });
 }
 
-#define INSTEMBED_TASKS(A, T)                                                                   \
-  INSTEMBED_SIMD void count_pairs(const Balls<A>& balls, const Pixels<T>& pixels, int64_t task, \
-                                  A* scratch, int64_t* pairs) {                                 \
-    count_pairs_of(balls, pixels, task, scratch, pairs);                                        \
-  }                                                                                             \
-  INSTEMBED_SIMD void assign(const Balls<A>& balls, const Pixels<T>& pixels, int64_t task,      \
-                             A* scratch, int64_t* labels, int64_t* counts) {                    \
-    assign_of(balls, pixels, task, scratch, labels, counts);                                    \
-  }
+#define INSTEMBED_TASKS(A, T)                                                                     \
+  INSTEMBED_SIMD_WIDTHS(void count_pairs(const Balls<A>& balls, const Pixels<T>& pixels,          \
+                                         int64_t task, A* scratch, int64_t* pairs),               \
+                        count_pairs_of<kBytes>(balls, pixels, task, scratch, pairs))              \
+  INSTEMBED_SIMD_WIDTHS(void assign(const Balls<A>& balls, const Pixels<T>& pixels, int64_t task, \
+                                    A* scratch, int64_t* labels, int64_t* counts),                \
+                        assign_of<kBytes>(balls, pixels, task, scratch, labels, counts))
 INSTEMBED_TASKS(float, float)
 INSTEMBED_TASKS(float, Half)
 INSTEMBED_TASKS(float, BFloat16)

@@ -1,12 +1,13 @@
 // Intersections over unions of the masks of seeds with their instances: one pass over the pixels
 // that counts, for every seed and radius, members and members of the seed's instance.
+#include <algorithm>
 #include <mutex>
+#include <numeric>
 #include <unordered_map>
 
 #include "common/batch.h"
 #include "common/dtype.h"
 #include "common/parallel.h"
-#include "seeds/exact.h"
 #include "seeds/scan.h"
 #include "seeds/seeds.h"
 
@@ -20,33 +21,116 @@ struct Count {
   int64_t members = 0, common = 0;
 };
 
-template <class A>
-struct Lanes {
-  Vec<MaskLane<A>> members, common;
-};
-
-// One image: its seeds, and the slot of each seed's instance.
+// One image: its seeds, its radii from the largest, and the slot of each seed's instance.
 template <class A>
 struct Task {
   const SeedSet<A>& seeds;
   const std::vector<Radius<A>>& radii;
   const std::vector<int32_t>& slots;
+  int64_t instances;
 };
 
-// Counts in lanes; members that the float test is not sure of are counted one by one.
-template <class A, class T>
+// Counts in lanes; members that bounds are not sure of are counted one by one.
+template <class A, class T, int kBytes>
+struct Counter {
+  using V = typename Scanner<A, kBytes>::V;
+  using Mask = typename Scanner<A, kBytes>::Mask;
+  static constexpr int L = Scanner<A, kBytes>::L;
+
+  const Task<A>& task;
+  const A* squared_radii;
+  int radii;
+  const LazyTile<A, T>& tile;
+  const MaskLane<A>* slots;  // of the tile's pixels
+  int32_t* last_segment;     // in which a slot was seen
+  int32_t& segment;          // counts them
+  MaskLane<A>* sums;         // L of members and L of members in common, of each seed and radius
+  Count* counts;
+
+  // Which instances the segment has: most have no pixel in it, and nothing in common there.
+  INSTEMBED_INLINE void start(int from, int end) {
+    ++segment;
+    for (int i = from; i < end; ++i) {
+      if (slots[i] >= 0) last_segment[slots[i]] = segment;
+    }
+  }
+
+  INSTEMBED_INLINE void about(int s, int64_t i, const V (&low)[kWide], const V (&high)[kWide],
+                              const Mask (&lanes)[kWide], Mask (&open)[kWide]) {
+    const int count = radii;
+    const A* radius = squared_radii;
+    Mask settled[kWide] = {Mask{} - 1, Mask{} - 1};  // NaN is not
+    for (int k = 0; k < count; ++k) {
+#pragma GCC unroll 2
+      for (int w = 0; w < kWide; ++w) {
+        settled[w] &= (low[w] > radius[k]) | (high[w] <= radius[k]);
+      }
+    }
+    Mask sure[kWide];
+#pragma GCC unroll 2
+    for (int w = 0; w < kWide; ++w) {
+      open[w] = lanes[w] & ~settled[w];
+      sure[w] = lanes[w] & settled[w];
+    }
+    MaskLane<A>* sum = sums + int64_t{s} * count * 2 * L;
+    for (int k = 0; k < count; ++k, sum += 2 * L) {
+      const Mask inside = ((high[0] <= radius[k]) & sure[0]) + ((high[1] <= radius[k]) & sure[1]);
+      store(sum, load<Mask>(sum) - inside);
+    }
+    if (last_segment[task.slots[s]] != segment) return;
+#pragma GCC unroll 2
+    for (int w = 0; w < kWide; ++w) sure[w] &= of_instance(s, i + w * L);
+    sum -= (2 * count - 1) * L;
+    for (int k = 0; k < count; ++k, sum += 2 * L) {
+      const Mask inside = ((high[0] <= radius[k]) & sure[0]) + ((high[1] <= radius[k]) & sure[1]);
+      store(sum, load<Mask>(sum) - inside);
+    }
+  }
+
+  INSTEMBED_INLINE void fine(int s, int64_t i, const V& squared, const Mask& lanes) {
+    const Mask same = of_instance(s, i);
+    Mask open{};
+    for (int k = 0; k < radii; ++k) {
+      const Mask inside = (squared <= task.radii[k].inner) & lanes;
+      open |= (squared <= task.radii[k].outer) & ~inside;
+      MaskLane<A>* sum = sums + (int64_t{s} * radii + k) * 2 * L;
+      store(sum, load<Mask>(sum) - inside);
+      store(sum + L, load<Mask>(sum + L) - (inside & same));
+    }
+    open &= lanes;
+    if (!any_lane(open)) return;
+    for (int lane = 0; lane < L; ++lane) {
+      if (!open[lane]) continue;
+      const double exact = tile.exact_distance(s, i + lane);
+      for (int k = 0; k < radii; ++k) {
+        const Radius<A>& radius = task.radii[k];
+        if (squared[lane] <= radius.inner || !(exact <= radius.exact)) continue;
+        Count& count = counts[static_cast<int64_t>(s) * radii + k];
+        count.members += 1;
+        count.common += same[lane] ? 1 : 0;
+      }
+    }
+  }
+
+  // By bits: GCC 12 breaks down at comparing 64 bytes of int64.
+  INSTEMBED_INLINE Mask of_instance(int s, int64_t i) const {
+    const Mask difference = load<Mask>(slots + i) ^ task.slots[s];
+    return ~((difference | -difference) >> (8 * sizeof(A) - 1));
+  }
+};
+
+template <int kBytes, class A, class T>
 INSTEMBED_INLINE void count_tiles_of(const Task<A>& task, const Image<const T>& image,
                                      const RunsView& runs, int64_t first_tile, int64_t begin,
-                                     int64_t end, VecSlot<A>* scratch, VecSlot<MaskLane<A>>* lanes,
-                                     Count* counts) {
-  using Mask = Vec<MaskLane<A>>;
-  const int radii = static_cast<int>(task.radii.size());
-  const int dims = task.seeds.dims();
-  const int64_t stride = planar_stride(runs.tile);
-  auto* planar = reinterpret_cast<A*>(scratch);
+                                     int64_t end, A* scratch, MaskLane<A>* sums, Count* counts) {
   MaskLane<A> slots[kMaxTile], counted[kMaxTile];
   int32_t unpacked[kMaxTile];
-  Scanner<A> scanner(task.seeds);
+  Scanner<A, kBytes> scanner(task.seeds);
+  LazyTile<A, T> tile(task.seeds, image, runs.tile, scratch);
+  std::vector<int32_t> last_segment(task.instances, 0);
+  int32_t segment = 0;
+  std::vector<A> squared_radii;
+  for (const Radius<A>& radius : task.radii) squared_radii.push_back(static_cast<A>(radius.exact));
   for (int64_t t = begin; t < end; ++t) {
     const int64_t from = t * runs.tile;
     const auto n = static_cast<int>(std::min<int64_t>(runs.tile, image.pixels - from));
@@ -60,48 +144,27 @@ INSTEMBED_INLINE void count_tiles_of(const Task<A>& task, const Image<const T>& 
       std::copy(unpacked, unpacked + n, slots);
     }
     for (int i = 0; i < n; ++i) counted[i] = slots[i] == kIgnored ? 0 : -1;
-    const PlanarTile<A> tile = copy_planar<A>(image, from, n, planar, stride);
-    scanner.scan(tile, n, counted, [&](int s, int64_t i, const Vec<A>& squared, const Mask& valid) {
-      const Mask same = load<Mask>(slots + i) == task.slots[s];
-      VecSlot<MaskLane<A>>* sums = lanes + static_cast<int64_t>(s) * radii * 2;
-      Mask unsure{};
-      for (int k = 0; k < radii; ++k) {
-        const Mask inside = (squared <= task.radii[k].inner) & valid;
-        unsure |= (squared <= task.radii[k].outer) & ~inside;
-        sums[2 * k].value -= inside;
-        sums[2 * k + 1].value -= inside & same;
-      }
-      unsure &= valid;
-      if (!any_lane(unsure)) return;
-      for (int lane = 0; lane < kLanes<A>; ++lane) {
-        if (!unsure[lane]) continue;
-        const double exact =
-            exact_distance(tile.data + i + lane, tile.row_stride, task.seeds.exact(s), dims);
-        for (int k = 0; k < radii; ++k) {
-          const Radius<A>& radius = task.radii[k];
-          if (squared[lane] <= radius.inner || !(exact <= radius.exact)) continue;
-          Count& count = counts[static_cast<int64_t>(s) * radii + k];
-          count.members += 1;
-          count.common += same[lane] ? 1 : 0;
-        }
-      }
-    });
+    tile.start(from, n);
+    scanner.scan(
+        tile, n, counted,
+        Counter<A, T, kBytes>{task, squared_radii.data(), static_cast<int>(squared_radii.size()),
+                              tile, slots, last_segment.data(), segment, sums, counts});
   }
-  for (int64_t k = 0; k < static_cast<int64_t>(task.seeds.size()) * radii; ++k) {
-    for (int lane = 0; lane < kLanes<A>; ++lane) {
-      counts[k].members += lanes[2 * k].value[lane];
-      counts[k].common += lanes[2 * k + 1].value[lane];
+  constexpr int L = Scanner<A, kBytes>::L;
+  for (int64_t k = 0; k < static_cast<int64_t>(task.seeds.size() * task.radii.size()); ++k) {
+    for (int lane = 0; lane < L; ++lane) {
+      counts[k].members += sums[2 * k * L + lane];
+      counts[k].common += sums[(2 * k + 1) * L + lane];
     }
   }
 }
 
-#define INSTEMBED_COUNT_TILES(A, T)                                                              \
-  INSTEMBED_SIMD void count_tiles(const Task<A>& task, const Image<const T>& image,              \
-                                  const RunsView& runs, int64_t first_tile, int64_t begin,       \
-                                  int64_t end, VecSlot<A>* scratch, VecSlot<MaskLane<A>>* lanes, \
-                                  Count* counts) {                                               \
-    count_tiles_of(task, image, runs, first_tile, begin, end, scratch, lanes, counts);           \
-  }
+#define INSTEMBED_COUNT_TILES(A, T)                                                            \
+  INSTEMBED_SIMD_WIDTHS(                                                                       \
+      void count_tiles(const Task<A>& task, const Image<const T>& image, const RunsView& runs, \
+                       int64_t first_tile, int64_t begin, int64_t end, A* scratch,             \
+                       MaskLane<A>* sums, Count* counts),                                      \
+      count_tiles_of<kBytes>(task, image, runs, first_tile, begin, end, scratch, sums, counts))
 INSTEMBED_COUNT_TILES(float, float)
 INSTEMBED_COUNT_TILES(float, Half)
 INSTEMBED_COUNT_TILES(float, BFloat16)
@@ -144,11 +207,15 @@ void image_iou(const Array& embeddings, const Batch& batch, const Array& labels,
     }
   }
   if (places.empty()) return;
-  const double largest = *std::max_element(squared_radii.begin(), squared_radii.end());
-  const SeedSet<A> set(std::move(values), dims, std::vector<double>(places.size(), largest));
+  std::vector<int64_t> order(radii);  // from the largest
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(),
+            [&](int64_t a, int64_t b) { return squared_radii[a] > squared_radii[b]; });
   std::vector<Radius<A>> tests;
-  for (const double squared : squared_radii) tests.emplace_back(squared, dims);
-  const Task<A> task{set, tests, slots};
+  for (const int64_t k : order) tests.emplace_back(squared_radii[k], dims);
+  const double largest = squared_radii[order[0]];
+  const SeedSet<A> set(std::move(values), dims, std::vector<double>(places.size(), largest));
+  const Task<A> task{set, tests, slots, runs.instances(b)};
 
   std::vector<Count> total(places.size() * radii);
   std::mutex mutex;
@@ -156,10 +223,11 @@ void image_iou(const Array& embeddings, const Batch& batch, const Array& labels,
   const int64_t each = std::max<int64_t>(1, kTaskPixels / grid.tile);
   parallel_for((tiles + each - 1) / each, threads, [&](int64_t k) {
     std::vector<VecSlot<A>> scratch(dims * planar_stride(grid.tile) / kLanes<A> + 1);
-    std::vector<VecSlot<MaskLane<A>>> lanes(total.size() * 2);
+    std::vector<VecSlot<MaskLane<A>>> sums(total.size() * 2);
     std::vector<Count> counts(total.size());
     count_tiles(task, image, runs.view(), grid.first[b], k * each, std::min(tiles, (k + 1) * each),
-                scratch.data(), lanes.data(), counts.data());
+                reinterpret_cast<A*>(scratch.data()), reinterpret_cast<MaskLane<A>*>(sums.data()),
+                counts.data());
     const std::lock_guard<std::mutex> lock(mutex);  // integers: in any order
     for (size_t i = 0; i < total.size(); ++i) {
       total[i].members += counts[i].members;
@@ -171,7 +239,8 @@ void image_iou(const Array& embeddings, const Batch& batch, const Array& labels,
     for (int64_t k = 0; k < radii; ++k) {
       const Count& count = total[s * radii + k];
       const int64_t united = count.members + area - count.common;
-      iou[places[s] * radii + k] = static_cast<double>(count.common) / static_cast<double>(united);
+      iou[places[s] * radii + order[k]] =
+          static_cast<double>(count.common) / static_cast<double>(united);
     }
   }
 }

@@ -1,27 +1,35 @@
 // Which pixels lie near which seeds: the scan by which masks of seeds are counted and grown.
 //
 // All pairs of pixels and seeds would be a matrix product, and nearly all of it for nothing: a
-// pixel is near a few seeds. Pixels are taken a vector at a time. Most lie within `reach` of a
-// leader, a pixel seen before whose list of seeds that are near enough for that is known; a leader
-// costs as much as eight seeds and serves many vectors. What no leader covers is compared with all
-// seeds, and there a few channels are nearly always enough to rule four seeds out for a whole
-// vector.
+// pixel is near a few seeds. Pixels are taken a segment at a time. The box around a segment, in the
+// few channels in which seeds differ most, rules out seeds for all of its pixels; where pixels
+// resemble their neighbours, hardly any are left. The rest is the product |p|^2 - 2 ps + |s|^2 of a
+// few pixels and seeds in registers, a few channels at a time: partial sums only grow, so that it
+// ends where they are all too large. Channels are read from the image when they are first needed,
+// which for most tiles of a structureless image is never.
+//
+// The product's rounding depends on the norms. What it leaves open is decided by a sum of squared
+// differences, and what that leaves open by exact_distance.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <numeric>
 #include <vector>
 
-#include "common/simd.h"
 #include "common/tiles.h"
 #include "mean_shift/formula.h"
+#include "seeds/exact.h"
+#include "seeds/products.h"
 
 namespace instembed::seeds {
 
-// The squared radius of a ball as a test in A sees it: at most `inner` is certainly inside, more
-// than `outer` certainly outside, and what lies between is decided by exact_distance.
+constexpr int kChannels = 8;  // that are read, or added, at a time
+
+// The squared radius of a ball as a sum of squared differences in A sees it: at most `inner` is
+// certainly inside, more than `outer` certainly outside.
 template <class A>
 struct Radius {
   double exact;
@@ -37,270 +45,381 @@ struct Radius {
 };
 
 // The seeds of one image. Channels are reordered, those in which seeds differ most first, so that
-// the first few tell most pixels and seeds apart.
+// the first few tell most pixels and seeds apart. Products are taken about the seeds' mean.
 template <class A>
 class SeedSet {
  public:
+  // Squares beyond it come too close to what A can hold: no product is taken then.
+  static constexpr A kLargest = static_cast<A>(sizeof(A) == 4 ? 1e36 : 1e300);
+
   // `values` (count x dims) are exact; `squared_radii` are the largest that matter, one a seed.
   SeedSet(std::vector<double> values, int dims, const std::vector<double>& squared_radii)
       : exact_(std::move(values)), dims_(dims), count_(static_cast<int>(squared_radii.size())) {
+    order_channels();
     row_ = (count_ + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
-    std::vector<double> spread(dims);
-    for (int s = 0; s < count_; ++s) {
-      for (int d = 0; d < dims; ++d) {
-        const double difference = exact(s)[d] - exact(0)[d];
-        if (std::isfinite(difference)) spread[d] += std::abs(difference);
-      }
-    }
-    order_.resize(dims);
-    std::iota(order_.begin(), order_.end(), 0);
-    std::stable_sort(order_.begin(), order_.end(),
-                     [&](int a, int b) { return spread[a] > spread[b]; });
+    planar_.resize(static_cast<size_t>(row_) * box_channels());
     rows_.resize(static_cast<size_t>(count_) * dims);
-    planar_.resize(static_cast<size_t>(row_) * dims);
+    products_.resize(rows_.size());
+    norms_.resize(static_cast<size_t>(count_) * (blocks() + 1));
+    A largest_norm = 0;
     for (int s = 0; s < count_; ++s) {
+      A norm = 0;
+      A* norms = norms_.data() + static_cast<size_t>(s) * (blocks() + 1);
       for (int d = 0; d < dims; ++d) {
         const auto value = static_cast<A>(exact(s)[order_[d]]);
+        const A centered = value - origin_[d];
         rows_[static_cast<size_t>(s) * dims + d] = value;
-        planar_[static_cast<size_t>(d) * row_ + s] = value;
+        products_[static_cast<size_t>(s) * dims + d] = -2 * centered;
+        if (d < box_channels()) planar_[static_cast<size_t>(d) * row_ + s] = value;
+        norm += centered * centered;
+        norms[d / kChannels + 1] = norm;
+      }
+      if (norm <= kLargest) {
+        largest_norm = std::max(largest_norm, norm);
+      } else {
+        std::fill(norms, norms + blocks() + 1, std::numeric_limits<A>::quiet_NaN());
       }
     }
     outer_.resize(row_, A(-1));
-    double largest = 0;
     for (int s = 0; s < count_; ++s) {
       outer_[s] = Radius<A>(squared_radii[s], dims).outer;
-      largest = std::max(largest, squared_radii[s]);
+      largest_outer_ = std::max(largest_outer_, outer_[s]);
     }
-    const double grow = 1 + 4 * mean_shift::distance_error<A>(dims);
-    const double reach = kReach * std::sqrt(largest);
-    reach2_ = static_cast<A>(reach * reach);
-    near2_.resize(row_, A(-1));
-    for (int s = 0; s < count_; ++s) {
-      const double near = (std::sqrt(static_cast<double>(outer_[s])) + reach) * grow;
-      near2_[s] = static_cast<A>(near * near * grow);
-    }
+    // Rounding of norms and products, of centring and of the limits, generously.
+    error_ = (2 * dims + 16) * std::numeric_limits<A>::epsilon();
+    slack_ =
+        error_ * (largest_norm + largest_outer_) + static_cast<A>(sizeof(A) == 4 ? 1e-35 : 1e-299);
   }
 
   int size() const { return count_; }
   int dims() const { return dims_; }
+  int blocks() const { return (dims_ + kChannels - 1) / kChannels; }
+  int block_end(int block) const { return std::min(dims_, (block + 1) * kChannels); }
+  int box_channels() const { return std::min(dims_, kChannels); }
   int channel(int d) const { return order_[d]; }
+  A origin(int d) const { return origin_[d]; }
   const double* exact(int s) const { return exact_.data() + static_cast<size_t>(s) * dims_; }
   const A* row(int s) const { return rows_.data() + static_cast<size_t>(s) * dims_; }
-  A outer(int s) const { return outer_[s]; }
-  A reach2() const { return reach2_; }
+  // -2 s, and |s|^2 of the first so many blocks; NaN if no product may be taken.
+  const A* product(int s) const { return products_.data() + static_cast<size_t>(s) * dims_; }
+  const A* norms(int s) const { return norms_.data() + static_cast<size_t>(s) * (blocks() + 1); }
+  A largest_outer() const { return largest_outer_; }
+  // A product that gives a squared distance is off by at most error() |p|^2 + slack().
+  A error() const { return error_; }
+  A slack() const { return slack_; }
 
-  // Appends the seeds in whose ball a pixel within reach of `center` may lie.
-  INSTEMBED_INLINE void find_near(const A* center, std::vector<int32_t>* near) const {
-    using V = Vec<A>;
-    constexpr int L = kLanes<A>;
+  // Appends the seeds in whose ball a point of the box may lie.
+  template <int kBytes>
+  INSTEMBED_INLINE void find_near(const A* low, const A* high, std::vector<int32_t>* near) const {
+    constexpr int L = kBytes / static_cast<int>(sizeof(A));
+    using V = vector_t<A, L>;
     for (int from = 0; from < row_; from += L) {
-      V a{};
-      for (int d = 0; d < dims_; ++d) {
-        const V v = load<V>(planar_.data() + static_cast<size_t>(d) * row_ + from) - center[d];
-        a += v * v;
+      V sum{};
+      for (int d = 0; d < box_channels(); ++d) {
+        const V s = load<V>(planar_.data() + static_cast<size_t>(d) * row_ + from);
+        const V below = low[d] - s, above = s - high[d];
+        V beyond = below > above ? below : above;
+        beyond = beyond > 0 ? beyond : V{};
+        sum += beyond * beyond;
       }
-      const auto found = a <= load<V>(near2_.data() + from);
-      if (!any_lane(found)) continue;
+      const auto outside = sum > load<V>(outer_.data() + from);
+      if (!any_lane(~outside)) continue;
       for (int k = 0; k < L; ++k) {
-        if (found[k]) near->push_back(from + k);
+        if (!outside[k]) near->push_back(from + k);
       }
     }
   }
 
  private:
-  // In the largest radius. Far leaders list many seeds, near ones cover few pixels.
-  static constexpr double kReach = 0.75;
+  void order_channels() {
+    std::vector<double> sum(dims_), spread(dims_);
+    int64_t finite = 0;
+    for (int s = 0; s < count_; ++s) {
+      const double* values = exact(s);
+      if (!std::all_of(values, values + dims_, [](double v) { return std::abs(v) < 1e30; }))
+        continue;
+      ++finite;
+      for (int d = 0; d < dims_; ++d) sum[d] += values[d];
+    }
+    for (double& value : sum) value /= static_cast<double>(std::max<int64_t>(1, finite));
+    for (int s = 0; s < count_; ++s) {
+      for (int d = 0; d < dims_; ++d) {
+        const double difference = std::abs(exact(s)[d] - sum[d]);
+        if (difference < 1e30) spread[d] += difference;
+      }
+    }
+    order_.resize(dims_);
+    std::iota(order_.begin(), order_.end(), 0);
+    std::stable_sort(order_.begin(), order_.end(),
+                     [&](int a, int b) { return spread[a] > spread[b]; });
+    for (const int channel : order_) origin_.push_back(static_cast<A>(sum[channel]));
+  }
 
   std::vector<double> exact_;
   int dims_, count_;
   int64_t row_;
   std::vector<int> order_;
-  std::vector<A> rows_, planar_, outer_, near2_;
-  A reach2_;
-};
-
-template <class A>
-struct Leader {
-  std::vector<A> center;
-  std::vector<int32_t> near;
-};
-
-// One thread's way through the pixels of an image, a tile after the other.
-template <class A>
-class Scanner {
- public:
-  using V = Vec<A>;
-  using Mask = Vec<MaskLane<A>>;
-  static constexpr int L = kLanes<A>;
-
-  explicit Scanner(const SeedSet<A>& seeds)
-      : seeds_(seeds), rows_(seeds.dims()), stamp_(seeds.size(), 0) {
-    leaders_.reserve(kLeaders);
-    all_.resize(seeds.size());
-    std::iota(all_.begin(), all_.end(), 0);
-  }
-
-  // visit(seed, i, squared, lanes) for every seed and vector of pixels i, i + 1, ... of the tile
-  // of which some may lie in the seed's ball. Only the pixels of `counted` take part: lanes.
-  template <class Visit>
-  INSTEMBED_INLINE void scan(const PlanarTile<A>& tile, int64_t n, const MaskLane<A>* counted,
-                             Visit&& visit) {
-    for (int d = 0; d < seeds_.dims(); ++d) rows_[d] = tile.row(seeds_.channel(d));
-    for (int64_t i = 0; i < n; i += L) {
-      const Mask lanes = load<Mask>(counted + i) & first_lanes<A>(n - i);
-      if (!any_lane(lanes)) continue;
-      const std::vector<int32_t>& near = near_of(i, lanes);
-      const auto count = static_cast<int64_t>(near.size());
-      for (int64_t k = 0; k < count; k += kGroup) {
-        compare(near.data() + k, std::min<int64_t>(kGroup, count - k), i, lanes, visit);
-      }
-    }
-  }
-
- private:
-  static constexpr int kGroup = 4;     // seeds that share the load of a pixel
-  static constexpr int kChannels = 8;  // between two looks whether all is ruled out
-  static constexpr int kLeaders = 6;
-
-  // Squared distances to a point in the seeds' order of channels, or none if no lane is within
-  // `limit`.
-  INSTEMBED_INLINE Mask within(const A* center, int64_t i, const Mask& lanes, A limit) const {
-    const int dims = seeds_.dims();
-    V a{};
-    for (int d = 0; d < dims;) {
-      for (const int end = std::min(d + kChannels, dims); d < end; ++d) {
-        const V v = load<V>(rows_[d] + i) - center[d];
-        a += v * v;
-      }
-      if (!any_lane((a <= limit) & lanes)) return Mask{};
-    }
-    return (a <= limit) & lanes;
-  }
-
-  // The seeds in whose ball one of the pixels may lie.
-  INSTEMBED_INLINE const std::vector<int32_t>& near_of(int64_t i, const Mask& lanes) {
-    Mask rest = lanes;
-    int used = 0;
-    const std::vector<int32_t>* only = &union_;
-    for (size_t k = 0; k < leaders_.size(); ++k) {
-      const Mask hit = within(leaders_[k].center.data(), i, rest, seeds_.reach2());
-      if (!any_lane(hit)) continue;
-      rest &= ~hit;
-      if (k > 0) std::swap(leaders_[k], leaders_[k - 1]);
-      only = join(k > 0 ? k - 1 : 0, used++, only);
-      if (!any_lane(rest)) return *only;
-    }
-    for (int k = 0; k < 2; ++k) {
-      if (!lead(i, rest)) return all_;
-      only = join(0, used++, only);
-      if (!any_lane(rest)) return *only;
-    }
-    return all_;
-  }
-
-  // Makes the first of the remaining pixels a leader, if it covers enough of them.
-  INSTEMBED_INLINE bool lead(int64_t i, Mask& rest) {
-    int first = 0;
-    while (!rest[first]) ++first;
-    center_.resize(seeds_.dims());
-    for (int d = 0; d < seeds_.dims(); ++d) center_[d] = rows_[d][i + first];
-    const Mask hit = within(center_.data(), i, rest, seeds_.reach2());
-    int covered = 0;
-    for (int k = 0; k < L; ++k) covered -= static_cast<int>(hit[k]);
-    if (covered * 4 < L) return false;
-    if (leaders_.size() < kLeaders) {
-      leaders_.insert(leaders_.begin(), Leader<A>{});
-    } else {
-      std::rotate(leaders_.begin(), leaders_.end() - 1, leaders_.end());
-    }
-    leaders_[0].center = center_;
-    leaders_[0].near.clear();
-    seeds_.find_near(center_.data(), &leaders_[0].near);
-    rest &= ~hit;
-    return true;
-  }
-
-  // The seeds of the leaders that a vector has used so far, and those of one more.
-  INSTEMBED_INLINE const std::vector<int32_t>* join(size_t leader, int used,
-                                                    const std::vector<int32_t>* before) {
-    const std::vector<int32_t>* added = &leaders_[leader].near;
-    if (used == 0) {
-      first_ = *added;
-      return &first_;
-    }
-    ++round_;
-    if (before != &union_) union_ = *before;
-    for (const int32_t s : union_) stamp_[s] = round_;
-    for (const int32_t s : *added) {
-      if (stamp_[s] != round_) union_.push_back(s);
-    }
-    return &union_;
-  }
-
-  template <class Visit>
-  INSTEMBED_INLINE void compare(const int32_t* ids, int64_t count, int64_t i, const Mask& lanes,
-                                Visit& visit) const {
-    const int dims = seeds_.dims();
-    const A* seed[kGroup];
-    A outer[kGroup];
-    for (int k = 0; k < kGroup; ++k) {
-      const int32_t s = ids[k < count ? k : 0];
-      seed[k] = seeds_.row(s);
-      outer[k] = seeds_.outer(s);
-    }
-    V a0{}, a1{}, a2{}, a3{};
-    for (int d = 0; d < dims;) {
-      for (const int end = std::min(d + kChannels, dims); d < end; ++d) {
-        const V x = load<V>(rows_[d] + i);
-        const V v0 = x - seed[0][d], v1 = x - seed[1][d];
-        const V v2 = x - seed[2][d], v3 = x - seed[3][d];
-        a0 += v0 * v0;
-        a1 += v1 * v1;
-        a2 += v2 * v2;
-        a3 += v3 * v3;
-      }
-      const Mask possible =
-          (a0 <= outer[0]) | (a1 <= outer[1]) | (a2 <= outer[2]) | (a3 <= outer[3]);
-      if (!any_lane(possible & lanes)) return;
-    }
-    const V squared[kGroup] = {a0, a1, a2, a3};
-    for (int k = 0; k < count; ++k) {
-      if (any_lane((squared[k] <= outer[k]) & lanes)) visit(ids[k], i, squared[k], lanes);
-    }
-  }
-
-  const SeedSet<A>& seeds_;
-  std::vector<const A*> rows_;
-  std::vector<Leader<A>> leaders_;  // those used last come first, about
-  std::vector<int32_t> all_, first_, union_;
-  std::vector<uint32_t> stamp_;
-  uint32_t round_ = 0;
-  std::vector<A> center_;
+  std::vector<A> origin_, rows_, products_, norms_, planar_, outer_;
+  A largest_outer_ = 0, error_, slack_;
 };
 
 // Pixels a tile: rows long enough to be read well from memory, all of it in the second-level cache.
 inline int scan_tile(int64_t channels) {
   int tile = 1024;
-  while (tile > 64 && tile * channels > 32768) tile /= 2;
+  while (tile > kSegment && tile * channels > 32768) tile /= 2;
   return tile;
 }
 
-constexpr int64_t kRowsAhead = 4;
-
-// A copy of pixels [from, from + n), even where they lie planar already: whole images have rows a
-// power of two apart, and then a pixel's channels push each other out of the cache.
+// A tile's channels in the seeds' order, copied a block at a time when they are first needed. A
+// copy even where pixels lie planar already: whole images have rows a power of two apart, and then
+// a pixel's channels push each other out of the cache.
 template <class A, class T>
-INSTEMBED_INLINE PlanarTile<A> copy_planar(const Image<const T>& image, int64_t from, int64_t n,
-                                           A* scratch, int64_t stride) {
-  if (image.pixel_stride != 1) return load_planar<A>(image, from, n, scratch, stride);
-  for (int64_t d = 0; d < image.channels; ++d) {
-    const T* row = image.data + from + d * image.channel_stride;
-    // Rows are too short for the hardware to see them coming.
-    const int64_t ahead = d + kRowsAhead < image.channels ? kRowsAhead * image.channel_stride : 0;
-    for (int64_t i = 0; ahead && i < n; i += 64 / sizeof(T)) __builtin_prefetch(row + ahead + i);
-    for (int64_t i = 0; i < n; ++i) scratch[d * stride + i] = convert<A>(row[i]);
+class LazyTile {
+ public:
+  LazyTile(const SeedSet<A>& seeds, const Image<const T>& image, int tile, A* scratch)
+      : seeds_(seeds), image_(image), stride_(planar_stride(tile)), scratch_(scratch) {}
+
+  INSTEMBED_INLINE void start(int64_t from, int n) {
+    from_ = from;
+    n_ = n;
+    blocks_ = 0;
+    if (image_.pixel_stride == 1) return;
+    load_planar<A>(image_, from, n, scratch_, stride_);
+    blocks_ = seeds_.blocks();
   }
-  return {scratch, stride, 0};
-}
+
+  INSTEMBED_INLINE void need(int blocks) {
+    for (; blocks_ < blocks; ++blocks_) {
+      const int begin = blocks_ * kChannels, end = seeds_.block_end(blocks_);
+      for (int d = begin; d < end; ++d) {
+        const int channel = seeds_.channel(d);
+        const T* source = image_.data + from_ + channel * image_.channel_stride;
+        A* target = scratch_ + channel * stride_;
+        if (d + kRowsAhead < seeds_.block_end(blocks - 1)) {
+          // Rows are too short for the hardware to see them coming.
+          const T* ahead =
+              image_.data + from_ + seeds_.channel(d + kRowsAhead) * image_.channel_stride;
+          for (int i = 0; i < n_; i += 64 / sizeof(T)) __builtin_prefetch(ahead + i);
+        }
+        for (int i = 0; i < n_; ++i) target[i] = convert<A>(source[i]);
+      }
+    }
+  }
+
+  const A* row(int d) const { return scratch_ + seeds_.channel(d) * stride_; }
+
+  // To a seed, of a pixel whose channels have all been needed.
+  double exact_distance(int s, int64_t i) const {
+    return seeds::exact_distance(scratch_ + i, stride_, seeds_.exact(s), seeds_.dims());
+  }
+
+ private:
+  static constexpr int kRowsAhead = 4;
+
+  const SeedSet<A>& seeds_;
+  const Image<const T>& image_;
+  const int64_t stride_;
+  A* scratch_;
+  int64_t from_ = 0;
+  int n_ = 0, blocks_ = 0;
+};
+
+// One thread's way through the tiles of an image, with vectors of kBytes.
+template <class A, int kBytes>
+class Scanner {
+ public:
+  static constexpr int L = kBytes / static_cast<int>(sizeof(A));
+  using V = vector_t<A, L>;
+  using Mask = vector_t<MaskLane<A>, L>;
+
+  explicit Scanner(const SeedSet<A>& seeds)
+      : seeds_(seeds),
+        centered_(static_cast<size_t>(seeds.dims()) * kSegment / kLanes<A>),
+        limits_(static_cast<size_t>(seeds.blocks() + 1) * kSegment / kLanes<A>) {}
+
+  // visitor.start(from, end) at every segment, and for every seed and kWide vectors of pixels i, i
+  // + 1, ... of the tile of which some may lie in the seed's ball:
+  //   visitor.about(seed, i, low, high, lanes, open), bounds on the squared distances, sets the
+  //     lanes for which they are not enough;
+  //   visitor.fine(seed, i, squared, lanes) has sums of squared differences for one such vector.
+  // Only pixels of `counted` take part.
+  template <class Tile, class Visitor>
+  INSTEMBED_INLINE void scan(Tile& tile, int n, const MaskLane<A>* counted, Visitor&& visitor) {
+    for (int from = 0; from < n; from += kSegment) {
+      const int end = std::min(n, from + kSegment);
+      start_segment(tile, from, end);
+      if (near_.empty()) continue;
+      visitor.start(from, end);
+      const auto count = static_cast<int>(near_.size());
+      for (int k = 0; k < count; k += kGroup) {
+        compare(tile, near_.data() + k, std::min(kGroup, count - k), from, end, counted, visitor);
+      }
+    }
+  }
+
+ private:
+  template <class Tile>
+  INSTEMBED_INLINE void start_segment(Tile& tile, int from, int end) {
+    blocks_ = 0;
+    near_.clear();
+    if (end - from < L) {
+      near_.resize(seeds_.size());
+      std::iota(near_.begin(), near_.end(), 0);
+      return;
+    }
+    tile.need(1);
+    A low[kChannels], high[kChannels];
+    for (int d = 0; d < seeds_.box_channels(); ++d) {
+      const A* row = tile.row(d);
+      V least = splat_native(std::numeric_limits<A>::infinity()), most = -least;
+      for (int i = from; i < end; i += L) {
+        const V x = load<V>(row + std::min(i, end - L));
+        least = x < least ? x : least;  // passes over NaN
+        most = x > most ? x : most;
+      }
+      low[d] = least[0];
+      high[d] = most[0];
+      for (int k = 1; k < L; ++k) {
+        low[d] = std::min(low[d], least[k]);
+        high[d] = std::max(high[d], most[k]);
+      }
+    }
+    seeds_.template find_near<kBytes>(low, high, &near_);
+  }
+
+  static INSTEMBED_INLINE V splat_native(A value) { return value - V{}; }
+
+  A* centered(int d) { return &reinterpret_cast<A*>(centered_.data())[d * kSegment]; }
+  // What the product of the first so many blocks may be at most; NaN if none may be taken.
+  A* limits(int blocks) { return &reinterpret_cast<A*>(limits_.data())[blocks * kSegment]; }
+
+  template <class Tile>
+  INSTEMBED_INLINE void need(Tile& tile, int from, int blocks) {
+    if (blocks <= blocks_) return;
+    tile.need(blocks);
+    for (; blocks_ < blocks; ++blocks_) {
+      for (int i = 0; i < kSegment; i += L) {
+        V norm = blocks_ ? load<V>(norms_ + i) : V{};
+        for (int d = blocks_ * kChannels; d < seeds_.block_end(blocks_); ++d) {
+          const V x = load<V>(tile.row(d) + from + i) - seeds_.origin(d);
+          store(centered(d) + i, x);
+          norm += x * x;
+        }
+        store(norms_ + i, norm);
+        V limit = seeds_.largest_outer() + seeds_.slack() - norm + seeds_.error() * norm;
+        limit = norm <= SeedSet<A>::kLargest ? limit
+                                             : splat_native(std::numeric_limits<A>::quiet_NaN());
+        store(limits(blocks_ + 1) + i, limit);
+      }
+    }
+  }
+
+  template <class Tile, class Visitor>
+  INSTEMBED_INLINE void compare(Tile& tile, const int32_t* ids, int count, int from, int end,
+                                const MaskLane<A>* counted, Visitor& visitor) {
+    const A *seed[kGroup], *norms[kGroup];
+    for (int r = 0; r < kGroup; ++r) {
+      seed[r] = seeds_.product(ids[r < count ? r : 0]);
+      norms[r] = seeds_.norms(ids[r < count ? r : 0]);
+    }
+    A start[kGroup];
+    alignas(64) A sums[kGroup * kWide * L];
+    for (int i = 0; i < end - from; i += kWide * L) {
+      int done = std::min(first_, seeds_.blocks());
+      need(tile, from, done);
+      for (int r = 0; r < kGroup; ++r) start[r] = norms[r][done];
+      bool possible = add_products(seed, start, centered(0) + i, seeds_.block_end(done - 1),
+                                   limits(done) + i, true, sums);
+      note(possible);
+      while (possible && done < seeds_.blocks()) {
+        const int next = std::min(2 * done, seeds_.blocks()), begin = done * kChannels;
+        need(tile, from, next);
+        const A* rest[kGroup];
+        for (int r = 0; r < kGroup; ++r) {
+          start[r] = norms[r][next] - norms[r][done];
+          rest[r] = seed[r] + begin;
+        }
+        possible = add_products(rest, start, centered(begin) + i,
+                                seeds_.block_end(next - 1) - begin, limits(next) + i, false, sums);
+        done = next;
+      }
+      if (!possible) continue;
+      settle(tile, ids, count, from, i, end, counted, sums, visitor);
+    }
+  }
+
+  // Pixels and seeds whose products are complete.
+  template <class Tile, class Visitor>
+  INSTEMBED_INLINE void settle(const Tile& tile, const int32_t* ids, int count, int from, int i,
+                               int end, const MaskLane<A>* counted, const A* sums,
+                               Visitor& visitor) {
+    Mask lanes[kWide];
+    V norm[kWide], slack[kWide], limit[kWide];
+#pragma GCC unroll 2
+    for (int w = 0; w < kWide; ++w) {
+      const int at = i + w * L;
+      lanes[w] = load<Mask>(counted + from + at) & lanes_before(end - from - at);
+      norm[w] = load<V>(norms_ + at);
+      slack[w] = seeds_.slack() + seeds_.error() * norm[w];
+      slack[w] = norm[w] <= SeedSet<A>::kLargest
+                     ? slack[w]
+                     : splat_native(std::numeric_limits<A>::quiet_NaN());
+      limit[w] = load<V>(limits(seeds_.blocks()) + at);
+    }
+    for (int r = 0; r < count; ++r) {
+      V low[kWide], high[kWide];
+      Mask possible{}, open[kWide];
+#pragma GCC unroll 2
+      for (int w = 0; w < kWide; ++w) {
+        const V sum = load<V>(sums + (r * kWide + w) * L);
+        possible |= ~(sum > limit[w]) & lanes[w];
+        low[w] = sum + norm[w] - slack[w];
+        high[w] = sum + norm[w] + slack[w];
+      }
+      if (!any_lane(possible)) continue;
+      visitor.about(ids[r], from + i, low, high, lanes, open);
+      if (!any_lane(open[0] | open[1])) continue;
+      for (int w = 0; w < kWide; ++w) {
+        const int at = from + i + w * L;
+        if (any_lane(open[w])) visitor.fine(ids[r], at, squared(tile, ids[r], at), open[w]);
+      }
+    }
+  }
+
+  // How many blocks are worth adding before the first look: as few as ruled all out lately.
+  INSTEMBED_INLINE void note(bool possible) {
+    if (!possible) {
+      misses_ = 0;
+      first_ = std::max(1, first_ / 2);
+    } else if (++misses_ == 4) {
+      misses_ = 0;
+      first_ = std::min(2 * first_, seeds_.blocks());
+    }
+  }
+
+  // Ones in the lanes below `count`.
+  static INSTEMBED_INLINE Mask lanes_before(int count) {
+    const int lanes = std::clamp(count, 0, L);
+    return load<Mask>(mask_table<A>.values + kLanes<A> - lanes);
+  }
+
+  template <class Tile>
+  INSTEMBED_INLINE V squared(const Tile& tile, int s, int i) const {
+    const A* seed = seeds_.row(s);
+    V sum{};
+    for (int d = 0; d < seeds_.dims(); ++d) {
+      const V difference = load<V>(tile.row(d) + i) - seed[d];
+      sum += difference * difference;
+    }
+    return sum;
+  }
+
+  const SeedSet<A>& seeds_;
+  std::vector<VecSlot<A>> centered_, limits_;
+  alignas(64) A norms_[kSegment];
+  std::vector<int32_t> near_;
+  int blocks_ = 0;  // of the segment that are centred
+  int first_ = 1, misses_ = 0;
+};
 
 }  // namespace instembed::seeds

@@ -3,8 +3,10 @@
 //
 // Distances to the nearest seed only fall when seeds are added, and so does the objective: what a
 // block of pixels once had at best bounds what it has now. So blocks wait in a queue by that bound,
-// and only those that come to its front are brought up to date, with all seeds since at once. Most
-// blocks never look at most seeds. This file is compiled without fused multiply-adds: distances are
+// and only those that come to its front are brought up to date, with all seeds since at once. Seeds
+// that are farther from the box around a block than any of its pixels is from its nearest seed
+// change nothing there, and a sum in float tells most pixels that a seed is not their nearest. What
+// is left is summed in double. This file is compiled without fused multiply-adds: distances are
 // those of the reference to the last bit.
 #include <algorithm>
 #include <cmath>
@@ -18,33 +20,34 @@
 #include "common/dtype.h"
 #include "common/memory.h"
 #include "common/parallel.h"
-#include "common/simd.h"
+#include "common/simd_widths.h"
 #include "common/tiles.h"
+#include "mean_shift/formula.h"
 #include "seeds/seeds.h"
 
 namespace instembed::seeds {
 namespace {
 
-constexpr int kBlock = 256;
-constexpr int kBlocksPerTask = 8;
+constexpr int kBlock = 64;
+constexpr int kBlocksPerTask = 16;
 constexpr int kBatch = 4 * kBlocksPerTask;  // blocks brought up to date side by side
 constexpr double kNever = -std::numeric_limits<double>::infinity();
 constexpr double kTaken = -1;  // in place of a distance: no seed can be here
 
-using V = Vec<double>;
-using Mask = Vec<int64_t>;
-constexpr int L = kLanes<double>;
-
 // The logarithm of normal numbers to 1e-9, whatever their size.
+template <class V>
 INSTEMBED_INLINE V log_about(const V& x) {
+  using Bits = vector_t<int64_t, sizeof(V) / 8>;
   // x = 2^exponent * m with m from sqrt(1/2) to sqrt(2); log m = 2 artanh((m - 1) / (m + 1)).
   constexpr int64_t kRootHalf = 0x3fe6a09e667f3bcd, kMantissa = 0x000fffffffffffff;
-  const Mask bits = reinterpret_cast<Mask>(x) - kRootHalf;
-  const Mask exponent = bits >> 52;
+  const Bits bits = reinterpret_cast<Bits>(x) - kRootHalf;
   const V m = reinterpret_cast<V>((bits & kMantissa) + kRootHalf);
   const V t = (m - 1.0) / (m + 1.0), t2 = t * t;
   const V series = 1.0 + t2 * (1.0 / 3 + t2 * (1.0 / 5 + t2 * (1.0 / 7 + t2 * (1.0 / 9))));
-  return __builtin_convertvector(exponent, V) * 0.6931471805599453 + 2.0 * t * series;
+  // The exponent as a number, by way of the mantissa of one that is large.
+  constexpr int64_t kLarge = 0x4338000000000000;  // 1.5 * 2^52
+  const V exponent = reinterpret_cast<V>((bits >> 52) + kLarge) - 6755399441055744.0;
+  return exponent * 0.6931471805599453 + 2.0 * t * series;
 }
 
 double objective(double log_seediness, double distance, double diversity) {
@@ -57,59 +60,158 @@ struct Best {
   int place = 0;  // in the block
 };
 
-// Brings the distances of a block up to date with `count` more seeds (count x dims) and finds the
-// first of its best pixels.
+// Seeds in the order in which they were chosen.
 template <class A>
-INSTEMBED_INLINE Best update_block(const PlanarTile<A>& tile, int n, int dims, const double* seeds,
-                                   int64_t count, const double* log_seediness, double* distances,
-                                   double diversity) {
+struct Chosen {
+  int dims;
+  int64_t row;               // room for seeds, in whole vectors
+  std::vector<double> rows;  // seed after seed
+  std::vector<A> planar;     // channel after channel
+
+  Chosen(int dims, int64_t count)
+      : dims(dims), row((count + 2 * kLanes<A> - 1) / kLanes<A> * kLanes<A>), planar(dims * row) {}
+};
+
+// A block of pixels as it is when seeds before `seen` are in its distances.
+template <class A>
+struct Block {
+  PlanarTile<A> tile;
+  int n;
+  const A* box;  // lowest and highest values, channel after channel
+  const double* log_seediness;
+  double* distances;
+  double* farthest;  // the largest distance
+};
+
+// The seeds from `seen` to `count` that may be nearer to a pixel than what it has.
+template <int kBytes, class A>
+INSTEMBED_INLINE void find_nearer(const Block<A>& block, const Chosen<A>& chosen, int64_t seen,
+                                  int64_t count, std::vector<int32_t>* nearer) {
+  constexpr int L = kBytes / static_cast<int>(sizeof(A));
+  using V = vector_t<A, L>;
+  const double error = 1 + 4 * mean_shift::distance_error<A>(chosen.dims);
+  const A limit =
+      static_cast<A>(*block.farthest * error) + static_cast<A>(sizeof(A) == 4 ? 1e-35 : 1e-299);
+  nearer->clear();
+  for (int64_t k = seen; k < count; k += L) {
+    V sum{};
+    for (int d = 0; d < chosen.dims; ++d) {
+      const V seed = load<V>(chosen.planar.data() + d * chosen.row + k);
+      const V below = block.box[2 * d] - seed, above = seed - block.box[2 * d + 1];
+      V beyond = below > above ? below : above;
+      beyond = beyond > A(0) ? beyond : V{};
+      sum += beyond * beyond;
+    }
+    const auto outside = sum > limit;
+    if (!any_lane(~outside)) continue;
+    for (int64_t lane = 0; lane < std::min<int64_t>(L, count - k); ++lane) {
+      if (!outside[lane]) nearer->push_back(static_cast<int32_t>(k + lane));
+    }
+  }
+}
+
+// Brings distances up to date with a seed.
+template <int kBytes, class A>
+INSTEMBED_INLINE void approach(const Block<A>& block, int dims, const double* seed, A* limits) {
+  constexpr int L = kBytes / 8;                                         // in double
+  constexpr int kParts = static_cast<int>(sizeof(double) / sizeof(A));  // vectors of doubles
+  using V = vector_t<double, L>;
   using Narrow = vector_t<A, L>;
+  using Wide = vector_t<A, L * kParts>;
+  const A error = static_cast<A>(1 + 4 * mean_shift::distance_error<A>(dims));
+  for (int i = 0; i < block.n; i += L * kParts) {
+    if constexpr (kParts > 1) {
+      Wide sum{};
+      for (int d = 0; d < dims; ++d) {
+        const Wide difference = load<Wide>(block.tile.row(d) + i) - static_cast<A>(seed[d]);
+        sum += difference * difference;
+      }
+      if (!any_lane(~(sum > load<Wide>(limits + i)))) continue;
+    }
+    for (int at = i; at < i + L * kParts; at += L) {
+      V sum{};
+      for (int d = 0; d < dims; ++d) {
+        const V difference =
+            __builtin_convertvector(load<Narrow>(block.tile.row(d) + at), V) - seed[d];
+        sum += difference * difference;
+      }
+      V nearest = load<V>(block.distances + at);
+      nearest = sum < nearest ? sum : nearest;
+      store(block.distances + at, nearest);
+      if constexpr (kParts > 1) {
+        store(limits + at, __builtin_convertvector(nearest, Narrow) * error + A(1e-35));
+      }
+    }
+  }
+}
+
+// The first of the best pixels.
+template <int kBytes, class A>
+INSTEMBED_INLINE Best find_best(const Block<A>& block, double diversity) {
+  constexpr int L = kBytes / 8;
+  using V = vector_t<double, L>;
+  using Mask = vector_t<int64_t, L>;
   double about[kBlock];
   Mask strange{};
-  V largest = splat(kNever);
-  for (int i = 0; i < n; i += L) {
-    V nearest = load<V>(distances + i);
-    for (int64_t s = 0; s < count; ++s) {
-      V a{};
-      for (int d = 0; d < dims; ++d) {
-        const V v = __builtin_convertvector(load<Narrow>(tile.row(d) + i), V) - seeds[s * dims + d];
-        a += v * v;
-      }
-      nearest = a < nearest ? a : nearest;
-    }
-    store(distances + i, nearest);
+  V largest = kNever - V{}, farthest = largest;
+  for (int i = 0; i < block.n; i += L) {
+    const V nearest = load<V>(block.distances + i);
     const Mask possible = nearest > 0.0;
     strange |= possible & ((nearest < 1e-300) | (nearest > 1e300));
-    V value = load<V>(log_seediness + i);
+    V value = load<V>(block.log_seediness + i);
     if (diversity > 0) value += diversity * log_about(nearest);
-    value = possible ? value : splat(kNever);
+    value = possible ? value : kNever - V{};
     store(about + i, value);
     largest = value > largest ? value : largest;
+    farthest = nearest > farthest ? nearest : farthest;
   }
   double least = kNever;
-  if (!any_lane(strange)) {
-    for (int k = 0; k < L; ++k) least = std::max(least, largest[k]);
-    least -= 1e-8 * diversity + 1e-11 * (1 + std::abs(least));
+  *block.farthest = kNever;
+  for (int k = 0; k < L; ++k) {
+    least = std::max(least, largest[k]);
+    *block.farthest = std::max(*block.farthest, farthest[k]);
   }
+  least = any_lane(strange) ? kNever : least - 1e-8 * diversity - 1e-11 * (1 + std::abs(least));
   Best best;
-  for (int i = 0; i < n; ++i) {
-    if (about[i] < least) continue;
-    const double value = objective(log_seediness[i], distances[i], diversity);
-    if (value > best.value) best = {value, i};
+  for (int i = 0; i < block.n; i += L) {
+    if (!any_lane(~(load<V>(about + i) < least))) continue;
+    for (int k = i; k < std::min(i + L, block.n); ++k) {
+      if (about[k] < least) continue;
+      const double value = objective(block.log_seediness[k], block.distances[k], diversity);
+      if (value > best.value) best = {value, k};
+    }
   }
   return best;
 }
 
-INSTEMBED_SIMD Best update(const PlanarTile<float>& tile, int n, int dims, const double* seeds,
-                           int64_t count, const double* log_seediness, double* distances,
-                           double diversity) {
-  return update_block(tile, n, dims, seeds, count, log_seediness, distances, diversity);
+// Brings a block up to date with the seeds from `seen` to `count`. Returns whether that changed its
+// distances, and then its best pixel.
+template <int kBytes, class A>
+INSTEMBED_INLINE bool update_block(const Block<A>& block, const Chosen<A>& chosen, int64_t seen,
+                                   int64_t count, double diversity, std::vector<int32_t>* nearer,
+                                   Best* best) {
+  find_nearer<kBytes>(block, chosen, seen, count, nearer);
+  if (nearer->empty()) return false;
+  const double error = 1 + 4 * mean_shift::distance_error<A>(chosen.dims);
+  A limits[kBlock];  // of sums in A that may be smaller than a distance
+  for (int i = 0; i < kBlock; ++i) {
+    limits[i] = static_cast<A>(block.distances[i] * error) + A(1e-35);
+  }
+  for (const int32_t k : *nearer) {
+    approach<kBytes>(block, chosen.dims, chosen.rows.data() + int64_t{k} * chosen.dims, limits);
+  }
+  *best = find_best<kBytes>(block, diversity);
+  return true;
 }
-INSTEMBED_SIMD Best update(const PlanarTile<double>& tile, int n, int dims, const double* seeds,
-                           int64_t count, const double* log_seediness, double* distances,
-                           double diversity) {
-  return update_block(tile, n, dims, seeds, count, log_seediness, distances, diversity);
-}
+
+#define INSTEMBED_UPDATE(A)                                                                    \
+  INSTEMBED_SIMD_WIDTHS(                                                                       \
+      bool update(const Block<A>& block, const Chosen<A>& chosen, int64_t seen, int64_t count, \
+                  double diversity, std::vector<int32_t>* nearer, Best* best),                 \
+      return update_block<kBytes>(block, chosen, seen, count, diversity, nearer, best))
+INSTEMBED_UPDATE(float)
+INSTEMBED_UPDATE(double)
+#undef INSTEMBED_UPDATE
 
 // A block in the queue: the seeds before `seen` are in its distances, and its best pixel among
 // those is at `place`.
@@ -137,7 +239,9 @@ class Selector {
         blocks_((image.pixels + kBlock - 1) / kBlock),
         // Vectors may go on past the last pixel.
         log_seediness_(new double[blocks_ * kBlock]),
-        distances_(new double[blocks_ * kBlock]) {
+        distances_(new double[blocks_ * kBlock]),
+        farthest_(blocks_, std::numeric_limits<double>::infinity()),
+        boxes_(blocks_ * dims_ * 2) {
     prefer_huge_pages(log_seediness_.get(), blocks_ * kBlock * sizeof(double));
     prefer_huge_pages(distances_.get(), blocks_ * kBlock * sizeof(double));
   }
@@ -145,8 +249,9 @@ class Selector {
   // read(pixel) is its seediness, NaN for pixels that may be no seed.
   template <class Read>
   void run(Read&& read, int64_t count, int64_t* indices, double* scores) {
+    Chosen<A> chosen(dims_, count);
     std::vector<Entry> first(blocks_);
-    for_blocks(blocks_, [&](int64_t b) { first[b] = start(b, read); });
+    for_blocks(blocks_, [&](int64_t b, Room*) { first[b] = start(b, read); });
     std::vector<Entry> waiting;
     for (const Entry& entry : first) {
       if (entry.bound > kNever) waiting.push_back(entry);
@@ -154,7 +259,7 @@ class Selector {
     if (count == 0 || waiting.empty()) return;
     // The first seed has the largest seediness; then all distances count.
     const Entry top = *std::max_element(waiting.begin(), waiting.end());
-    take(top, read, indices, scores, 0);
+    take(top, read, &chosen, indices, scores, 0);
     for (Entry& entry : waiting) entry.bound = std::numeric_limits<double>::infinity();
     std::priority_queue<Entry> queue({}, std::move(waiting));
     std::vector<Entry> batch;
@@ -169,10 +274,11 @@ class Selector {
       if (batch.empty()) {
         if (queue.empty()) return;
         const Entry best = queue.top();
-        take(best, read, indices, scores, k++);
+        take(best, read, &chosen, indices, scores, k++);
         continue;
       }
-      for_blocks(static_cast<int64_t>(batch.size()), [&](int64_t e) { refresh(&batch[e], k); });
+      for_blocks(static_cast<int64_t>(batch.size()),
+                 [&](int64_t e, Room* room) { refresh(&batch[e], chosen, k, room); });
       for (const Entry& entry : batch) {
         if (entry.bound > kNever) queue.push(entry);
       }
@@ -180,11 +286,17 @@ class Selector {
   }
 
  private:
+  struct Room {  // of a task
+    std::vector<VecSlot<A>> pixels;
+    std::vector<int32_t> nearer;
+  };
+
   template <class Task>
   void for_blocks(int64_t count, Task&& task) {
     parallel_for((count + kBlocksPerTask - 1) / kBlocksPerTask, threads_, [&](int64_t k) {
+      Room room;
       const int64_t end = std::min(count, (k + 1) * kBlocksPerTask);
-      for (int64_t b = k * kBlocksPerTask; b < end; ++b) task(b);
+      for (int64_t b = k * kBlocksPerTask; b < end; ++b) task(b, &room);
     });
   }
 
@@ -203,9 +315,15 @@ class Selector {
     std::fill(finite, finite + n, true);
     for (int d = 0; d < dims_; ++d) {
       const T* row = image_.data + d * image_.channel_stride + from * image_.pixel_stride;
+      A low = std::numeric_limits<A>::infinity(), high = -low;
       for (int i = 0; i < n; ++i) {
-        finite[i] &= std::isfinite(convert<A>(row[i * image_.pixel_stride]));
+        const A value = convert<A>(row[i * image_.pixel_stride]);
+        finite[i] &= std::isfinite(value);
+        low = value < low ? value : low;
+        high = value > high ? value : high;
       }
+      boxes_[2 * (b * dims_ + d)] = low;
+      boxes_[2 * (b * dims_ + d) + 1] = high;
     }
     for (int i = 0; i < n; ++i) {
       const double seediness = read(from + i);
@@ -223,26 +341,36 @@ class Selector {
     return entry;
   }
 
-  void refresh(Entry* entry, int64_t seeds) {
-    const int64_t from = entry->block * kBlock;
+  void refresh(Entry* entry, const Chosen<A>& chosen, int64_t seeds, Room* room) {
+    const int64_t from = entry->block * kBlock, stride = planar_stride(kBlock);
     const int n = size(entry->block);
-    const std::unique_ptr<A[]> scratch(new A[dims_ * planar_stride(kBlock)]);
-    const PlanarTile<A> tile =
-        load_planar<A>(image_, from, n, scratch.get(), planar_stride(kBlock));
-    const Best best =
-        update(tile, n, dims_, seeds_.data() + entry->seen * dims_, seeds - entry->seen,
-               log_seediness_.get() + from, distances_.get() + from, selection_.diversity);
-    *entry = {best.value, entry->block, best.place, seeds};
+    if (room->pixels.empty()) room->pixels.resize(dims_ * stride / kLanes<A> + 1);
+    auto* scratch = reinterpret_cast<A*>(room->pixels.data());
+    const Block<A> block{load_planar<A>(image_, from, n, scratch, stride),
+                         n,
+                         boxes_.data() + 2 * entry->block * dims_,
+                         log_seediness_.get() + from,
+                         distances_.get() + from,
+                         &farthest_[entry->block]};
+    Best best;
+    if (update(block, chosen, entry->seen, seeds, selection_.diversity, &room->nearer, &best)) {
+      entry->bound = best.value;
+      entry->place = best.place;
+    }
+    entry->seen = seeds;
   }
 
   template <class Read>
-  void take(const Entry& entry, Read&& read, int64_t* indices, double* scores, int64_t k) {
+  void take(const Entry& entry, Read&& read, Chosen<A>* chosen, int64_t* indices, double* scores,
+            int64_t k) {
     const int64_t pixel = entry.block * kBlock + entry.place;
     indices[k] = pixel;
     scores[k] = read(pixel);
     for (int d = 0; d < dims_; ++d) {
-      seeds_.push_back(static_cast<double>(
-          convert<A>(image_.data[d * image_.channel_stride + pixel * image_.pixel_stride])));
+      const A value =
+          convert<A>(image_.data[d * image_.channel_stride + pixel * image_.pixel_stride]);
+      chosen->rows.push_back(static_cast<double>(value));
+      chosen->planar[d * chosen->row + k] = value;
     }
   }
 
@@ -252,7 +380,8 @@ class Selector {
   const int dims_;
   const int64_t blocks_;
   std::unique_ptr<double[]> log_seediness_, distances_;
-  std::vector<double> seeds_;
+  std::vector<double> farthest_;  // a block
+  std::vector<A> boxes_;
 };
 
 }  // namespace

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -28,6 +28,15 @@ class Poses(NamedTuple):
     """(B, P, L): the mean of the tags of a person's peaks."""
     num_people: Tensor
     """(B,) int64."""
+
+
+class PosesWithDetails(NamedTuple):
+    """:class:`Poses`, and of each joint its score and how it was found."""
+
+    keypoints: Tensor
+    scores: Tensor
+    tags: Tensor
+    num_people: Tensor
     keypoint_scores: Tensor
     """(B, P, K): the heatmap's value at each joint; above 0 exactly where the joint was found."""
     visibility: Tensor
@@ -36,6 +45,36 @@ class Poses(NamedTuple):
 
 def default_joint_order(joints: int) -> Sequence[int]:
     return _COCO_ORDER if joints == len(_COCO_ORDER) else range(joints)
+
+
+@overload
+def group_keypoints(
+    heatmaps: Tensor,
+    tags: Tensor,
+    *,
+    max_people: int = ...,
+    peak_threshold: float = ...,
+    tag_threshold: float = ...,
+    nms: int = ...,
+    joint_order: Sequence[int] | None = ...,
+    adjust: bool = ...,
+    refine: bool = ...,
+    return_details: Literal[False] = ...,
+) -> Poses: ...
+@overload
+def group_keypoints(
+    heatmaps: Tensor,
+    tags: Tensor,
+    *,
+    max_people: int = ...,
+    peak_threshold: float = ...,
+    tag_threshold: float = ...,
+    nms: int = ...,
+    joint_order: Sequence[int] | None = ...,
+    adjust: bool = ...,
+    refine: bool = ...,
+    return_details: Literal[True],
+) -> PosesWithDetails: ...
 
 
 def group_keypoints(
@@ -49,7 +88,8 @@ def group_keypoints(
     joint_order: Sequence[int] | None = None,
     adjust: bool = True,
     refine: bool = True,
-) -> Poses:
+    return_details: bool = False,
+) -> Poses | PosesWithDetails:
     r"""Groups the peaks of heatmaps into people by tags (Newell, Huang and Deng 2017, arXiv 1611.05424).
 
     1. **Peaks** of each heatmap: pixels above ``peak_threshold`` than which none is higher in the
@@ -79,10 +119,12 @@ def group_keypoints(
         joint_order: every joint once. None: for 17 joints COCO's from the head to the hips and then outwards
             (0-6, 11, 12, 7-10, 13-16), as in the paper's code, else 0, 1, ..., K - 1.
         adjust, refine: whether to take these steps.
+        return_details: whether joints' scores and visibility come too.
 
     Returns:
-        :class:`Poses` ``(keypoints, scores, tags, num_people, keypoint_scores, visibility)``, with floats in
-        float32 (float64 for float64 heatmaps). A person's score is the mean over all K joints of the heatmap
+        :class:`Poses` ``(keypoints, scores, tags, num_people)``, or :class:`PosesWithDetails` ``(keypoints,
+        scores, tags, num_people, keypoint_scores, visibility)``, with floats in float32 (float64 for float64
+        heatmaps). A person's score is the mean over all K joints of the heatmap
         at its peaks, where a joint without a peak counts 0: a lone joint does not outrank a whole person.
         What ``refine`` found counts nothing there, and is not part of the person's tag.
 
@@ -111,21 +153,21 @@ def group_keypoints(
     arguments.check_same_device("tags", tags, "heatmaps", heatmaps)
     arguments.check_bool("adjust", adjust)
     arguments.check_bool("refine", refine)
+    arguments.check_bool("return_details", return_details)
     if arguments.check_integer("nms", nms, at_least=1) % 2 == 0:
         raise ValueError(f"nms must be odd, got {nms}")
-    return Poses(
-        *torch.ops.instembed.group_keypoints(
-            heatmaps,
-            tags,
-            arguments.check_capacity("max_people", max_people),
-            arguments.check_number("peak_threshold", peak_threshold, at_least=0),
-            arguments.check_number("tag_threshold", tag_threshold, at_least=0),
-            nms,
-            _checked_order(joint_order, joints),
-            adjust,
-            refine,
-        )
+    outputs = torch.ops.instembed.group_keypoints(
+        heatmaps,
+        tags,
+        arguments.check_capacity("max_people", max_people),
+        arguments.check_number("peak_threshold", peak_threshold, at_least=0),
+        arguments.check_number("tag_threshold", tag_threshold, at_least=0),
+        nms,
+        _checked_order(joint_order, joints),
+        adjust,
+        refine,
     )
+    return PosesWithDetails(*outputs) if return_details else Poses(*outputs[:4])
 
 
 def _check_maps(name: str, value: object) -> None:

@@ -151,18 +151,26 @@ _ops.define(
 )
 
 
-def _new_labels(embeddings: Tensor) -> Tensor:
+def new_labels(embeddings: Tensor) -> Tensor:
     points = embeddings.dim() == 2
     shape = embeddings.shape[:1] if points else embeddings.shape[:1] + embeddings.shape[2:]
     return embeddings.new_empty(shape, dtype=torch.int64)
 
 
-def _new_tables(embeddings: Tensor, images: Any, capacity: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def new_tables(embeddings: Tensor, images: Any, capacity: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     centers = embeddings.new_empty(
         (images, capacity, embeddings.shape[1]), dtype=accumulation_dtype(embeddings)
     )
     counts = embeddings.new_empty((images, capacity), dtype=torch.int64)
     return centers, counts, counts.new_empty(images), counts.new_empty(images)
+
+
+def check_capacity_holds(max_instances: int | None, largest: int) -> None:
+    if max_instances is not None and largest > max_instances:
+        raise ValueError(
+            f"max_instances={max_instances} is too small: an image has {largest} instances. "
+            "Raise it, or raise min_size to drop small clusters"
+        )
 
 
 @_ops.cpu("mean_shift")
@@ -178,7 +186,7 @@ def _mean_shift_cpu(
     max_iter: int,
     tol: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    labels = _new_labels(embeddings)
+    labels = new_labels(embeddings)
     found = core.mean_shift(
         flat_embeddings(embeddings),
         None if mask is None else flat_pixels(mask, embeddings),
@@ -192,13 +200,9 @@ def _mean_shift_cpu(
         tol=tol,
         threads=threads(),
     )
-    if max_instances is not None and found.largest > max_instances:
-        raise ValueError(
-            f"max_instances={max_instances} is too small: an image has {found.largest} instances. "
-            "Raise it, or raise min_size to drop small clusters"
-        )
+    check_capacity_holds(max_instances, found.largest)
     capacity = found.largest if max_instances is None else max_instances
-    tables = _new_tables(embeddings, number_of_images(embeddings, offsets), capacity)
+    tables = new_tables(embeddings, number_of_images(embeddings, offsets), capacity)
     found.copy(*tables)
     return labels, *tables
 
@@ -209,7 +213,7 @@ def _mean_shift_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     max_instances = options[3]
     capacity = _ops.capacity(max_instances)
-    return _new_labels(embeddings), *_new_tables(embeddings, number_of_images(embeddings, offsets), capacity)
+    return new_labels(embeddings), *new_tables(embeddings, number_of_images(embeddings, offsets), capacity)
 
 
 _ops.not_differentiable("mean_shift")

@@ -51,9 +51,9 @@ def recurrent_mean_shift(
             is scaled to a unit vector, moves nobody and stays.
         offsets: (B + 1,) for points: image b is points ``offsets[b]:offsets[b + 1]``. None is one image.
         tolerance: kernel values below tolerance / 64 may be left out, and are where that saves time: of a
-            tile of 64 points a row then misses less than ``tolerance``. At least 0, less than 1. A mean y_i is
-            off by at most ``2 e_i / sum_j K_ij``, where e_i is the sum of the values of row i that are below
-            tolerance / 64. That is at most ``N tolerance / 32``, since K_ii = 1, and far less where the
+            tile of 64 points a row then misses less than ``tolerance``. At least 0, less than 1. A mean y_i
+            is off by at most ``2 e_i / sum_j K_ij``, where e_i is the sum of the values of row i that are
+            below tolerance / 64. That is at most ``N tolerance / 32``, since K_ii = 1, and far less where the
             density is smooth on the scale of the bandwidth. 0 leaves out what float32 cannot hold.
         return_all: whether to return all iterates, to apply a loss to each (paper).
         backprop_iterations: gradients go through the last so many iterations only. Those before count as a

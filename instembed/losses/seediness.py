@@ -14,6 +14,7 @@ from instembed._native import core, threads
 from instembed._pixels import accumulation_dtype, at_pixels, flat_embeddings, flat_pixels
 from instembed._similarity import THRESHOLDS, check_logits, check_thresholds, squared_radii
 from instembed.losses._weighting import Reduction, reduced
+from instembed.losses.sample_pixels import sample_pixels
 
 
 def seed_mask_iou(
@@ -72,8 +73,12 @@ def seediness_loss(
     embeddings: Tensor,
     labels: Tensor,
     *,
-    seeds: Tensor,
     classes: Tensor | None = None,
+    seeds: Tensor | None = None,
+    samples: int = 16,
+    background_samples: int = 256,
+    generator: torch.Generator | None = None,
+    max_instances: int | None = None,
     thresholds: Sequence[float] = THRESHOLDS,
     iou: float = 0.5,
     background: int | None = 0,
@@ -92,9 +97,14 @@ def seediness_loss(
             float64, float16 or bfloat16.
         embeddings: (B, D, *spatial). They get no gradient from here: their masks make the targets.
         labels: (B, *spatial) instance ids of any integer dtype and any value.
-        seeds: (B, S) int64 pixels to train on, -1 for none. They should lie on the background too.
         classes: (B, *spatial) of an integer dtype, 1 to C at the pixels of instances; only those of seeds are
             read. None: every instance is of class 1.
+        seeds: (B, S) int64 pixels to train on, -1 for none. They should lie on the background too. None draws
+            them with :func:`sample_pixels`: the next two numbers of pixels, with ``generator`` and
+            ``max_instances`` as there.
+        samples: of each instance (paper: 16).
+        background_samples: of the background, in all. What is never trained to be background is
+            seedy at inference.
         thresholds: T similarities in (0, 1] (paper: 0.25, 0.5, 0.75, 0.9).
         iou: the least IoU of a good mask (paper: 0.5).
         background: the id that is no instance; None makes 0 an instance like any other.
@@ -112,6 +122,24 @@ def seediness_loss(
     arguments.check_embeddings("embeddings", embeddings, points=False)
     radii = len(check_thresholds(thresholds))
     check_logits("logits", logits, embeddings, radii)
+    if seeds is None:
+        arguments.check_integer_tensor("labels", labels)
+        arguments.check_pixels("labels", labels, embeddings)
+        drawn = sample_pixels(
+            labels,
+            samples,
+            background=background,
+            ignore_index=ignore_index,
+            generator=generator,
+            max_instances=max_instances,
+        )
+        seeds = drawn.indices.flatten(1)
+        if arguments.check_integer("background_samples", background_samples, at_least=0):
+            flags = torch.zeros_like(labels, dtype=torch.uint8)
+            if background is not None and background != ignore_index:
+                flags = (labels.to(torch.int64) == background).to(torch.uint8)
+            outside = sample_pixels(flags, background_samples, generator=generator, max_instances=1)
+            seeds = torch.cat([seeds, outside.indices.flatten(1)], dim=1)
     found = seed_mask_iou(
         embeddings, labels, seeds, thresholds, background=background, ignore_index=ignore_index
     )

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from instembed._pixels import accumulation_dtype
-from instembed.grouping.group_keypoints import Poses, default_joint_order
+from instembed.grouping.group_keypoints import PosesWithDetails, default_joint_order
 
 _FAR = 2.0**30  # what is farther than this in tag space, or scores higher, is not told apart
 _SCORE_UNIT = 2**32  # scores count in units of 2^-32 in the assignment, so that its sums are exact
@@ -54,8 +54,8 @@ def group_keypoints(
     joint_order: Sequence[int] | None = None,
     adjust: bool = True,
     refine: bool = True,
-) -> Poses:
-    """The definition of :func:`instembed.group_keypoints`."""
+) -> PosesWithDetails:
+    """The definition of :func:`instembed.group_keypoints`, with its details."""
     images, joints = heatmaps.shape[:2]
     order = default_joint_order(joints) if joint_order is None else joint_order
     heat = heatmaps.detach().double()
@@ -64,7 +64,7 @@ def group_keypoints(
 
     new = heatmaps.detach().new_zeros
     dtype = accumulation_dtype(heatmaps)
-    poses = Poses(
+    poses = PosesWithDetails(
         keypoints=new(images, max_people, joints, 2, dtype=dtype),
         scores=new(images, max_people, dtype=dtype),
         tags=new(images, max_people, tags_of.shape[2], dtype=dtype),

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from instembed._sphere import moved_by_a_constant, unit_vectors
+from instembed.reference._images import split_images
 
 TILE = 64  # points that the kernels leave out together
 
@@ -26,9 +27,9 @@ def recurrent_mean_shift(
 ) -> Tensor:
     """The definition of :func:`instembed.recurrent_mean_shift`; differentiable any number of times.
 
-    ``tolerance`` sets all kernel values below tolerance / 64 to zero. ``attention`` replaces the N x N matrix by
-    ``scaled_dot_product_attention``, which does not store it and knows no tolerance: for devices without a
-    kernel.
+    ``tolerance`` sets all kernel values below tolerance / 64 to zero. ``attention`` replaces the N x N matrix
+    by ``scaled_dot_product_attention``, which does not store it and knows no tolerance: for devices without
+    a kernel.
     """
     start = unit_vectors(embeddings)
     flags = torch.ones_like(start[:, :1]) if mask is None else mask.unsqueeze(1)
@@ -38,7 +39,7 @@ def recurrent_mean_shift(
         before = iterates[-1].detach() if iteration < constant else iterates[-1]
         images = [
             _shift(points, taken[:, 0] != 0, bandwidth, step, tolerance, attention)
-            for points, taken in zip(_split(before, offsets), _split(flags, offsets), strict=True)
+            for points, taken in zip(split_images(before, offsets), split_images(flags, offsets), strict=True)
         ]
         after = _join(images, before)
         iterates.append(moved_by_a_constant(start, after) if iteration < constant else after)
@@ -62,15 +63,6 @@ def _shift(
     shifted = points.clone()
     shifted[taken] = unit_vectors(step * y + (1 - step) * x)
     return shifted
-
-
-def _split(values: Tensor, offsets: Tensor | None) -> list[Tensor]:
-    """The (N, D) points of each image."""
-    if values.dim() != 2:
-        return [image.flatten(1).T for image in values]
-    if offsets is None:
-        return [values]
-    return list(values.split(offsets.diff().tolist()))
 
 
 def _join(images: list[Tensor], like: Tensor) -> Tensor:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from tests.cases import (
     associative_embedding,
+    cosine_margin,
+    deep_metric,
     discriminative,
     gather_at,
     group_keypoints,
+    group_on_sphere,
     instance_pool,
     label_statistics,
     location_maps,
@@ -18,9 +21,12 @@ from tests.cases.common import BadInput, OpCases
 
 _FAMILIES = (
     associative_embedding,
+    cosine_margin,
+    deep_metric,
     discriminative,
     gather_at,
     group_keypoints,
+    group_on_sphere,
     instance_pool,
     label_statistics,
     location_maps,

@@ -15,14 +15,18 @@
 
 #include "associative_embedding/associative_embedding.h"
 #include "common/dtype.h"
+#include "cosine_margin/cosine_margin.h"
 #include "detections/detections.h"
 #include "discriminative/discriminative.h"
 #include "gather_at/gather_at.h"
 #include "group_keypoints/group_keypoints.h"
+#include "group_on_sphere/group_on_sphere.h"
 #include "instance_pool/instance_pool.h"
 #include "label_statistics/label_statistics.h"
 #include "mean_shift/mean_shift.h"
+#include "pairwise_similarity/pairwise_similarity.h"
 #include "recurrent_mean_shift/recurrent_mean_shift.h"
+#include "sample_pixels/sample_pixels.h"
 #include "seeds/seeds.h"
 #include "testing.h"
 
@@ -174,6 +178,55 @@ void test_recurrent_mean_shift(DType dtype, int64_t images, int64_t channels, in
   CHECK(results[0] == results[1]);
 }
 
+void test_cosine_margin(DType dtype, int64_t images, int64_t channels, int64_t pixels,
+                        bool interleaved) {
+  using namespace cosine_margin;
+  const std::vector<int> layout =
+      interleaved ? std::vector<int>{0, 2, 1} : std::vector<int>{0, 1, 2};
+  const std::vector<int64_t> shape{images, channels, pixels};
+  Buffer points(dtype, shape, layout);
+  fill_directions(points, images, channels, pixels);
+  Buffer labels = make_labels({images, pixels}, draw(1, 12), 5), keys(DType::f32, {images, pixels});
+  fill_normal(keys, DType::f32);
+  const bool squared = draw(0, 1) == 1, sampled = draw(0, 1) == 1;
+  const double margin = 0.1 * static_cast<double>(draw(0, 10));
+  std::vector<std::vector<char>> results;
+  for (const int threads : {1, 2}) {
+    const Options options{{margin, squared}, {0, std::nullopt}, {0.6, 700}, threads};
+    Buffer losses(dtype, {images}), gradient(dtype, shape, layout), again(dtype, {images});
+    const Array& drawn = keys;
+    const Array& to = gradient;
+    forward(points, labels, nullptr, sampled ? &drawn : nullptr, options, losses, &to);
+    forward(points, labels, nullptr, sampled ? &drawn : nullptr, options, again, nullptr);
+    CHECK(std::equal(losses.raw(), losses.raw() + losses.bytes(), again.raw()));
+    std::vector<char> bits(losses.raw(), losses.raw() + losses.bytes());
+    bits.insert(bits.end(), gradient.raw(), gradient.raw() + gradient.bytes());
+    results.push_back(std::move(bits));
+  }
+  CHECK(results[0] == results[1]);
+}
+
+void test_group_on_sphere(DType dtype, int64_t images, int64_t channels, int64_t pixels,
+                          bool interleaved) {
+  using namespace group_on_sphere;
+  const std::vector<int> layout =
+      interleaved ? std::vector<int>{0, 2, 1} : std::vector<int>{0, 1, 2};
+  Buffer points(dtype, {images, channels, pixels}, layout);
+  fill_directions(points, images, channels, pixels);
+  Buffer mask = make_labels({images, pixels}, 2, 5);
+  const Options options{0.1 * static_cast<double>(draw(-10, 10)), draw(1, 9), draw(0, 1) == 1};
+  std::vector<std::vector<char>> results;
+  for (const int threads : {1, 2}) {
+    Buffer labels(DType::i64, {images, pixels});
+    const auto result = group(points, &mask, nullptr, options, labels, threads);
+    for (int64_t i = 0; i < labels.size(); ++i) {
+      CHECK(labels.as<int64_t>()[i] >= 0 && labels.as<int64_t>()[i] <= result.largest());
+    }
+    results.emplace_back(labels.raw(), labels.raw() + labels.bytes());
+  }
+  CHECK(results[0] == results[1]);
+}
+
 void test_label_statistics(int64_t images, int64_t height, int64_t width) {
   Buffer labels = make_labels({images, height, width}, 12, draw(1, 9));
   const auto result = label_statistics::measure(labels, {0, std::nullopt}, 2);
@@ -301,6 +354,51 @@ void test_seeds(DType dtype, int64_t images, int64_t channels, int64_t pixels, b
   CHECK(results[0] == results[1]);
 }
 
+void test_pairwise_similarity(DType dtype, int64_t images, int64_t channels, int64_t pixels,
+                              bool interleaved, int64_t run) {
+  const std::vector<int> layout =
+      interleaved ? std::vector<int>{0, 2, 1} : std::vector<int>{0, 1, 2};
+  Buffer embeddings(dtype, {images, channels, pixels}, layout), words(DType::i64, {images});
+  fill_normal(embeddings, dtype);
+  for (int64_t b = 0; b < images; ++b) words.as<int64_t>()[b] = draw(INT64_MIN, INT64_MAX);
+  Buffer labels = make_labels({images, pixels}, draw(0, 40), run);
+  const int64_t samples = draw(0, 20), spare = draw(0, 2);
+  std::vector<std::vector<char>> results;
+  for (const int threads : {1, 2}) {
+    const sample_pixels::Instances instances(labels, nullptr, {0, std::nullopt}, threads);
+    const int64_t capacity = instances.largest() + spare;
+    Buffer indices(DType::i64, {images, capacity, samples});
+    Buffer valid(DType::u8, {images, capacity, samples});
+    instances.sample(words, indices, valid, threads);
+    for (int64_t i = 0; i < indices.size(); ++i) {
+      CHECK((indices.as<int64_t>()[i] >= 0) == (valid.as<uint8_t>()[i] == 1));
+    }
+    Buffer losses(accumulation(dtype), {images}), alone(accumulation(dtype), {images});
+    Buffer slopes(accumulation(dtype), {images, capacity, samples, channels});
+    Buffer grad(dtype, {images, channels, pixels}, layout);
+    pairwise_similarity::forward(embeddings, indices, losses, &slopes, threads);
+    pairwise_similarity::forward(embeddings, indices, alone, nullptr, threads);
+    CHECK(std::memcmp(losses.raw(), alone.raw(), losses.bytes()) == 0);
+    pairwise_similarity::backward(losses, slopes, indices, grad, threads);
+    std::vector<char> bits;
+    for (const Buffer* part : {std::addressof(indices), std::addressof(losses),
+                               std::addressof(slopes), std::addressof(grad)}) {
+      bits.insert(bits.end(), part->raw(), part->raw() + part->bytes());
+    }
+    results.push_back(std::move(bits));
+    if (indices.size() == 0) continue;
+    indices.as<int64_t>()[draw(0, indices.size() - 1)] = pixels;
+    bool refused = false;
+    try {
+      pairwise_similarity::forward(embeddings, indices, losses, nullptr, threads);
+    } catch (const std::invalid_argument&) {
+      refused = true;
+    }
+    CHECK(refused);
+  }
+  CHECK(results[0] == results[1]);
+}
+
 void test_group_keypoints(DType dtype, int64_t images, int64_t joints, bool interleaved) {
   const int64_t height = draw(0, 20), width = draw(0, 40), dims = draw(1, 3);
   const std::vector<int> layout =
@@ -408,6 +506,10 @@ void run() {
                       draw(0, 1) ? mean_shift::Seeding::peel : mean_shift::Seeding::all);
       test_recurrent_mean_shift(accumulation(dtype), images, channels,
                                 std::min<int64_t>(pixels, 1500), interleaved);
+      test_cosine_margin(accumulation(dtype), images, channels, std::min<int64_t>(pixels, 1500),
+                         interleaved);
+      test_group_on_sphere(accumulation(dtype), images, channels, std::min<int64_t>(pixels, 1500),
+                           interleaved);
       test_instance_pool(dtype, images, channels, pixels, interleaved, draw(0, 1) ? 1 : 20);
       test_label_statistics(images, draw(0, 30), draw(0, 30));
       test_group_keypoints(dtype, images, draw(1, 6), interleaved);
@@ -416,6 +518,7 @@ void run() {
       test_gather_at(dtype, images, draw(1, 3), channels, draw(0, 1) ? draw(0, 40) : 300,
                      static_cast<int>(draw(1, 3)), interleaved, draw(0, 1) == 1);
       test_seeds(dtype, images, channels, pixels, interleaved, draw(0, 1) ? 1 : 20);
+      test_pairwise_similarity(dtype, images, channels, pixels, interleaved, draw(0, 1) ? 1 : 20);
     }
   }
 }

@@ -5,24 +5,12 @@
 #include <cstdint>
 #include <vector>
 
-#include "common/simd.h"
+#include "common/lines.h"
 
-namespace instembed::recurrent_mean_shift {
+namespace instembed::sphere {
 
 constexpr int64_t kTile = 64;   // points a tile, at most
 constexpr int64_t kGroup = 16;  // a tile is padded to a multiple of this many slots
-
-// Elements in whole cache lines, zero at first.
-template <class A>
-class Lines {
- public:
-  explicit Lines(int64_t elements = 0) : lines_((elements + kLanes<A> - 1) / kLanes<A>) {}
-  A* data() { return reinterpret_cast<A*>(lines_.data()); }
-  const A* data() const { return reinterpret_cast<const A*>(lines_.data()); }
-
- private:
-  std::vector<VecSlot<A>> lines_;
-};
 
 struct Tiles {
   std::vector<int64_t> begin{0};  // tile t has slots begin[t] to begin[t + 1]
@@ -36,4 +24,4 @@ struct Tiles {
 template <class A>
 Tiles order_points(const A* rows, int64_t points, int64_t padded, int threads);
 
-}  // namespace instembed::recurrent_mean_shift
+}  // namespace instembed::sphere

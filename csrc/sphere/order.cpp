@@ -1,7 +1,7 @@
 // A tree of two-means splits. A cut between two large parts is taken where it falls, so that no
 // tile holds points of both; a cut through fewer points is moved to whole tiles, so that tiles are
 // full.
-#include "recurrent_mean_shift/order.h"
+#include "sphere/order.h"
 
 #include <algorithm>
 
@@ -9,7 +9,7 @@
 
 #pragma GCC diagnostic ignored "-Wpsabi"
 
-namespace instembed::recurrent_mean_shift {
+namespace instembed::sphere {
 namespace {
 
 constexpr int64_t kSample = 128;       // points that two means are found on
@@ -34,11 +34,14 @@ struct Cut {
 
 template <class A>
 INSTEMBED_INLINE A dot(const A* a, const A* b, int64_t padded) {
-  Vec<A> sum{};
-  for (int64_t d = 0; d < padded; d += kLanes<A>) {
-    sum += load<Vec<A>>(a + d) * load<Vec<A>>(b + d);
+  using V = Piece<A, 2>;
+  constexpr int64_t L = kLanes<A> / 2;
+  V sums[2] = {};
+  for (int64_t d = 0; d < padded; d += 2 * L) {
+    sums[0] += load<V>(a + d) * load<V>(b + d);
+    sums[1] += load<V>(a + d + L) * load<V>(b + d + L);
   }
-  return sum_lanes(sum);
+  return sum_lanes(sums[0] + sums[1]);
 }
 
 template <class A>
@@ -181,4 +184,4 @@ Tiles order_points(const A* rows, int64_t points, int64_t padded, int threads) {
 template Tiles order_points(const float*, int64_t, int64_t, int);
 template Tiles order_points(const double*, int64_t, int64_t, int);
 
-}  // namespace instembed::recurrent_mean_shift
+}  // namespace instembed::sphere

@@ -1,0 +1,27 @@
+// Functions for vectors as wide as the target's registers.
+//
+// A vector of 64 bytes lives in memory from one iteration of a loop to the next where registers are
+// narrower. Where sums that loops carry decide the speed, INSTEMBED_SIMD_WIDTHS(signature, body)
+// defines the function once for each target, and the body finds its target's width in kBytes.
+#pragma once
+
+#include "common/simd.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__) && \
+    !defined(__SANITIZE_ADDRESS__)
+#define INSTEMBED_SIMD_WIDTH(architecture, bytes, signature, ...) \
+  __attribute__((target(architecture), flatten)) signature {      \
+    constexpr int kBytes = bytes;                                 \
+    __VA_ARGS__;                                                  \
+  }
+#define INSTEMBED_SIMD_WIDTHS(signature, ...)                        \
+  INSTEMBED_SIMD_WIDTH("default", 16, signature, __VA_ARGS__)        \
+  INSTEMBED_SIMD_WIDTH("arch=x86-64-v3", 32, signature, __VA_ARGS__) \
+  INSTEMBED_SIMD_WIDTH("arch=x86-64-v4", 64, signature, __VA_ARGS__)
+#else
+#define INSTEMBED_SIMD_WIDTHS(signature, ...) \
+  signature {                                 \
+    constexpr int kBytes = 16;                \
+    __VA_ARGS__;                              \
+  }
+#endif
