@@ -174,7 +174,7 @@ def test_finite_for_any_finite_embeddings(
 
 def test_largest_numbers_of_each_type() -> None:
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        for size in (torch.finfo(dtype).max, torch.finfo(dtype).tiny):
+        for size in (torch.finfo(dtype).max, 1e4 * torch.finfo(dtype).tiny):
             embeddings = torch.zeros(1, 2, 6, dtype=dtype)
             embeddings[0, 0] = torch.tensor([size, -size, size, 0, -size, size], dtype=dtype)
             assert check(embeddings, torch.tensor([[1, 1, 2, 2, 3, 3]])).isfinite().all()
