@@ -13,8 +13,9 @@ The recipe: a small U-Net gives every pixel an embedding, a foreground score and
 know. Two channels of the embedding may start as the pixel's own coordinates, so that the network only learns
 by how much to move each pixel towards the middle of its instance, and far instances are apart from the first
 step. ``--method`` names the loss of the embedding and the grouping that suits it: one module each in
-``methods``. ``discriminative`` is ``instembed.discriminative_loss`` and ``instembed.mean_shift``, ``deep-metric``
-is ``instembed.pairwise_similarity_loss``, ``instembed.seediness_loss`` and ``instembed.grow_seeds``.
+``methods``. ``discriminative`` is ``instembed.discriminative_loss`` and ``instembed.mean_shift``;
+``deep-metric`` is ``instembed.pairwise_similarity_loss``, ``instembed.seediness_loss`` and
+``instembed.grow_seeds``.
 
 Needs ``pip install instembed[demo]``.
 """

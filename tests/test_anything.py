@@ -168,6 +168,29 @@ def test_group_on_sphere(
 
 
 @EXAMPLES
+@given(batches(), st.integers(1, 20), st.none() | IDS, st.none() | IDS)
+def test_pairwise_similarity_loss(
+    batch: tuple[Tensor, Tensor], samples: int, background: int | None, ignore: int | None
+) -> None:
+    embeddings, labels = batch
+    rules = {"background": background, "ignore_index": ignore}
+    drawn, same = (torch.Generator().manual_seed(1) for _ in range(2))
+    found = instembed.sample_pixels(labels, samples, generator=drawn, **rules)
+    expected = reference.sample_pixels(labels, samples, generator=same, **rules)
+    assert torch.equal(found.indices, expected[0]) and torch.equal(found.valid, expected[1])
+    options = {"samples": samples, "reduction": "none", **rules}
+    ours, exact = embeddings.detach().requires_grad_(), embeddings.detach().double().requires_grad_()
+    loss = instembed.pairwise_similarity_loss(ours, labels, generator=drawn, **options)
+    definition = reference.pairwise_similarity_loss(exact, labels, generator=same, **options)
+    torch.testing.assert_close(loss.double(), definition, rtol=1e-5, atol=1e-6)
+    loss.sum().backward()
+    definition.sum().backward()
+    if embeddings.dtype in (torch.float32, torch.float64) and embeddings.numel():
+        scale = exact.grad.abs().max().clamp(min=1e-6)
+        torch.testing.assert_close(ours.grad.double() / scale, exact.grad / scale, rtol=0, atol=1e-4)
+
+
+@EXAMPLES
 @given(batches(), st.none() | IDS, st.none() | IDS)
 def test_label_statistics(batch: tuple[Tensor, Tensor], background: int | None, ignore: int | None) -> None:
     labels = batch[1]
