@@ -95,7 +95,8 @@ INSTEMBED_INLINE void fill_block(const Side<A>& I, const Side<A>& J, int64_t cha
 #pragma GCC unroll 8
       for (int r = 0; r < kBlock; ++r) {
         const Part above = dots[r][v * P + p] - splat_as<Part>(least);
-        Mask active = reinterpret_cast<Mask>(-above) >> kBits;
+        // Not the sign of -above, which is set for zero.
+        Mask active = reinterpret_cast<Mask>(splat_as<Part>(least) - dots[r][v * P + p]) >> kBits;
         if (compare) {
           const Mask other = ids ^ splat_as<Mask>(I.ids[r0 + r]);
           active &= (other | -other) >> kBits;
