@@ -14,4 +14,14 @@ namespace instembed {
 INSTEMBED_INLINE float sqrt_lanes(float v) { return sqrtf(v); }
 INSTEMBED_INLINE double sqrt_lanes(double v) { return sqrt(v); }
 
+template <class V>
+INSTEMBED_INLINE V clamp_negative(const V& v) {
+  return v < 0 ? V(0) : v;
+}
+
+template <class V>
+INSTEMBED_INLINE V keep_nonzero(const V& v, const V& where) {
+  return where != 0 ? v : V(0);
+}
+
 }  // namespace instembed

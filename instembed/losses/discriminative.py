@@ -247,11 +247,9 @@ _ops.define(
     f"{_OPTIONS}, Tensor first, Tensor counts, Tensor vectors, Tensor runs) -> Tensor"
 )
 
-# What the state may take of the size of the embeddings: runs of labels (or a slot of 16 bits a pixel, where all
-# of those take no more than the second figure), and vectors of instances. Labels or instances that need more are
-# found again in the backward pass.
+# What the state may take of the size of the embeddings: runs of labels, and vectors of instances. Labels or
+# instances that need more are found again in the backward pass.
 _RUNS_PER_MILLE = 25
-_RANDOM_PER_MILLE = 65
 _INSTANCES_PER_MILLE = 10
 _SMALL = 1024  # instances, and words, for which there is always room
 
@@ -264,10 +262,7 @@ def _state_sizes(embeddings: Tensor, images: int) -> tuple[int, int]:
     instance_bytes = 8 + 4 * channels * accumulation_dtype(embeddings).itemsize
     instances = max(min(pixels, _SMALL), _INSTANCES_PER_MILLE * size // (1000 * instance_bytes))
     tiles = images + pixels // 64  # at most: a tile has 64 pixels or more, but for each image's last
-    words = _RUNS_PER_MILLE * size // 4000
-    if 2000 * pixels <= _RANDOM_PER_MILLE * size:
-        words = max(words, pixels // 2 + 512 * images)  # an image's last tile has room for 1024 pixels
-    return instances, tiles + 1 + max(_SMALL, words)
+    return instances, tiles + 1 + max(_SMALL, _RUNS_PER_MILLE * size // 4000)
 
 
 def _new_outputs(
