@@ -33,7 +33,7 @@ simulator: $(VENV)/test ## CUDA kernels on the CPU: every kernel under 20 random
 
 cuda: $(VENV)/test ## CUDA kernels compiled for ARCHITECTURES (all-major: those of a wheel); no spills, no local memory
 	@command -v nvcc > /dev/null || { echo '*** nvcc was not found: THE CUDA KERNELS WERE NOT COMPILED ***'; exit 0; }; \
-	set -e; rm -rf build/cuda; \
+	set -e; rm -rf build/cuda; mkdir -p build; \
 	$(CMAKE) -B build/cuda -DINSTEMBED_PYTHON=OFF -DINSTEMBED_CUDA=ON -DINSTEMBED_CUDA_ARCHITECTURES=$(ARCHITECTURES) > build/cuda.log; \
 	$(VENV)/bin/cmake --build build/cuda --target instembed_cuda -v >> build/cuda.log 2>&1 || { tail -50 build/cuda.log; exit 1; }; \
 	$(RUN) tests/cpp/check_resources.py build/cuda.log $$(echo $(ARCHITECTURES) | tr -c '0-9\n' ' ')

@@ -14,14 +14,16 @@ namespace instembed {
 INSTEMBED_INLINE float sqrt_lanes(float v) { return sqrtf(v); }
 INSTEMBED_INLINE double sqrt_lanes(double v) { return sqrt(v); }
 
+// Zero for what is negative; a NaN stays one.
 template <class V>
 INSTEMBED_INLINE V clamp_negative(const V& v) {
-  return v < 0 ? V(0) : v;
+  return v < 0 ? V{} : v;
 }
 
+// Zero where `by` is zero.
 template <class V>
-INSTEMBED_INLINE V keep_nonzero(const V& v, const V& where) {
-  return where != 0 ? v : V(0);
+INSTEMBED_INLINE V keep_nonzero(const V& v, const V& by) {
+  return by == 0 ? V{} : v;
 }
 
 }  // namespace instembed

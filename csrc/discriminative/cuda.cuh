@@ -514,7 +514,7 @@ __global__ void __launch_bounds__(kThreads)
 // Background push: every background pixel against every instance.
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     push_kernel(const T* embeddings, Strides strides, Images images, TileShape shape, Codes codes,
                 Instances<accumulator_t<T>> instances, Rule rule, accumulator_t<T>* partials,
                 int64_t rows, int64_t first_image, int64_t blocks) {
@@ -619,7 +619,7 @@ __device__ __forceinline__ double block_sum(double value) {
 }
 
 template <class A>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     terms_kernel(Instances<A> instances, Rule rule, const int64_t* invalid, A* terms) {
   const int64_t image = blockIdx.x;
   const int32_t count = instances.of(image);
