@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from instembed import _arguments as arguments
 from instembed import _ops
 from instembed._native import core, threads
-from instembed._pixels import accumulation_dtype, flat_embeddings, is_channels_last, memory_format
+from instembed._pixels import accumulation_dtype, empty_gradient, flat_embeddings
 from instembed.losses._weighting import Reduction, reduced
 from instembed.losses.sample_pixels import sample_pixels
 
@@ -130,15 +129,16 @@ class PairwiseSimilarityLoss(nn.Module):
 # The op, for pixels that are chosen already: indices (B, C, K), -1 for none. Its second output is the
 # gradient (B, C, K, D) of each image's loss at these pixels, empty unless `differentiable`: finding it along
 # with the loss costs less than distances and exponentials again, and no more memory than the pixels
-# themselves. The backward op needs of the embeddings only their shape, type and format.
+# themselves.
 
 _ops.define(
     "pairwise_similarity_loss(Tensor embeddings, Tensor indices, bool differentiable) "
     "-> (Tensor losses, Tensor slopes)"
 )
+# The embeddings are not read backward, but tell autograd that the result depends on them.
 _ops.define(
-    "pairwise_similarity_loss_backward(Tensor grad_losses, Tensor slopes, Tensor indices, SymInt[] shape, "
-    "ScalarType dtype, bool channels_last) -> Tensor"
+    "pairwise_similarity_loss_backward(Tensor grad_losses, Tensor embeddings, Tensor slopes, Tensor indices) "
+    "-> Tensor"
 )
 
 
@@ -166,21 +166,9 @@ def _loss_fake(embeddings: Tensor, indices: Tensor, differentiable: bool) -> tup
     return _new_outputs(embeddings, indices, differentiable)
 
 
-def _new_gradient(slopes: Tensor, shape: Sequence[int], dtype: torch.dtype, channels_last: bool) -> Tensor:
-    form = memory_format(len(shape), channels_last)
-    return torch.empty(shape, dtype=dtype, device=slopes.device, memory_format=form)
-
-
 @_ops.cpu("pairwise_similarity_loss_backward")
-def _backward_cpu(
-    grad_losses: Tensor,
-    slopes: Tensor,
-    indices: Tensor,
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    channels_last: bool,
-) -> Tensor:
-    gradient = _new_gradient(slopes, shape, dtype, channels_last)
+def _backward_cpu(grad_losses: Tensor, embeddings: Tensor, slopes: Tensor, indices: Tensor) -> Tensor:
+    gradient = empty_gradient(embeddings)
     core.pairwise_similarity_backward(
         grad_losses.contiguous(),
         slopes.contiguous(),
@@ -192,8 +180,8 @@ def _backward_cpu(
 
 
 @_ops.fake("pairwise_similarity_loss_backward")
-def _backward_fake(grad_losses: Tensor, slopes: Tensor, indices: Tensor, *form: Any) -> Tensor:
-    return _new_gradient(slopes, *form)
+def _backward_fake(grad_losses: Tensor, embeddings: Tensor, slopes: Tensor, indices: Tensor) -> Tensor:
+    return empty_gradient(embeddings)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -201,16 +189,13 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     slopes = output[1]
     ctx.mark_non_differentiable(slopes)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(slopes, indices)
-    ctx.form = embeddings.shape, embeddings.dtype, is_channels_last(embeddings)
+    ctx.save_for_backward(embeddings, slopes, indices)
 
 
 def _backward(ctx: Any, grad_losses: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     gradient = None
     if grad_losses is not None and ctx.needs_input_grad[0]:
-        gradient = torch.ops.instembed.pairwise_similarity_loss_backward(
-            grad_losses, *ctx.saved_tensors, *ctx.form
-        )
+        gradient = torch.ops.instembed.pairwise_similarity_loss_backward(grad_losses, *ctx.saved_tensors)
     return gradient, None, None
 
 

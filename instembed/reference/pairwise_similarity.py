@@ -50,7 +50,7 @@ def pairwise_similarity(embeddings: Tensor, indices: Tensor) -> Tensor:
         points = embeddings if embeddings.dim() == 2 else embeddings[b].flatten(1).t()
         valid = chosen >= 0
         instances = torch.arange(len(chosen), device=chosen.device)[:, None].expand(chosen.shape)[valid]
-        shares = (1 / valid.sum(1, keepdim=True)).expand(chosen.shape)[valid].to(points.dtype)
+        shares = (1 / valid.sum(1, keepdim=True).to(points.dtype)).expand(chosen.shape)[valid]
         losses.append(_image_loss(points[chosen[valid]], instances, shares))
     return torch.stack(losses) if losses else embeddings.flatten()[:0]
 

@@ -24,12 +24,10 @@ def _loss(
     return (embeddings, indices, differentiable)
 
 
-def _loss_backward(
-    embeddings: Tensor, labels: Tensor, offsets: Tensor | None = None, last: bool = False
-) -> tuple[Any, ...]:
+def _loss_backward(embeddings: Tensor, labels: Tensor, offsets: Tensor | None = None) -> tuple[Any, ...]:
     _, indices, _ = arguments = _loss(embeddings, labels, offsets)
     losses, slopes = torch.ops.instembed.pairwise_similarity_loss(*arguments)
-    return (torch.rand_like(losses), slopes, indices, embeddings.shape, embeddings.dtype, last)
+    return (torch.rand_like(losses), embeddings, slopes, indices)
 
 
 OPCHECK: OpCases = {
@@ -58,7 +56,10 @@ OPCHECK: OpCases = {
     ],
     "instembed::pairwise_similarity_loss_backward": [
         lambda: _loss_backward(random_embeddings(2, 3, 5, 6), random_labels(2, 5, 6)),
-        lambda: _loss_backward(random_embeddings(2, 3, 5, 6), random_labels(2, 5, 6), last=True),
+        lambda: _loss_backward(
+            random_embeddings(2, 3, 5, 6).contiguous(memory_format=torch.channels_last),
+            random_labels(2, 5, 6),
+        ),
         lambda: _loss_backward(random_embeddings(20, 3), random_labels(20), *OFFSETS),
     ],
 }
