@@ -157,6 +157,15 @@ def check_bool(name: str, value: object) -> None:
         raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
 
 
+def check_generator(generator: object, device: torch.device) -> None:
+    if generator is None:
+        return
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+    if generator.device.type != device.type:
+        raise ValueError(f"generator must be of the labels' device, {device}, got one of {generator.device}")
+
+
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     if isinstance(value, (bool, Tensor)) or value not in choices:
         expected = ", ".join(repr(choice) for choice in choices)

@@ -10,7 +10,6 @@ cuda: bool
 # Only where `cuda` is true: arrays live on one device, `stream` is the handle of one of its streams, and
 # `workspace` is uint8 of the size that the function beside it tells.
 def cuda_device_count() -> int: ...
-def discriminative_cuda_slot_bytes(capacity: int) -> int: ...
 def discriminative_cuda_workspace(
     embeddings: Array,
     offsets: Array | None,

@@ -15,6 +15,7 @@ import instembed
 from instembed import reference
 from instembed._native import core
 from tests.comparing import assert_close, assert_compiles
+from tests.layouts import layouts
 
 # Relative to the largest value.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-7, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -107,23 +108,10 @@ def test_map_sizes(size: tuple[int, int]) -> None:
     assert_matches_reference(*people(size=size, dimensions=2))
 
 
-def layouts() -> dict[str, Tensor]:
-    base = torch.randn(2, 8, 13, 17)
-    return {
-        "channels_last": base.contiguous(memory_format=torch.channels_last),
-        "cropped": torch.randn(2, 8, 20, 30)[:, :, 3:16, 5:22],
-        "strided": torch.randn(2, 8, 13, 34)[..., ::2],
-        "transposed": torch.randn(2, 8, 17, 13).transpose(2, 3),
-        "channel_slice": torch.randn(2, 11, 13, 17)[:, 2:10],
-        "batch_slice": torch.randn(5, 8, 13, 17)[::3],
-        "expanded": torch.randn(2, 8, 13, 1).expand(2, 8, 13, 17),
-    }
-
-
-@pytest.mark.parametrize("name", layouts())
+@pytest.mark.parametrize("name", layouts(8, 13, 17))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_layouts(name: str, dtype: torch.dtype) -> None:
-    tags = layouts()[name].to(dtype)
+    tags = layouts(8, 13, 17)[name].to(dtype)
     _, keypoints, visible = people(dimensions=2)
     leaf, exact = tags.detach().requires_grad_(), tags.detach().double().contiguous().requires_grad_()
     instembed.associative_embedding_loss(leaf, keypoints, visible).backward()

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import instembed
 from instembed import reference
 from tests.comparing import assert_close, assert_compiles
+from tests.layouts import layouts
 
 # Relative to the largest value, which is how errors of sums behave.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -86,24 +87,10 @@ def test_large_image_uses_several_bands(two_threads: None) -> None:
     assert_matches_reference(embeddings, torch.randint(0, 50, (1, 300, 301)))
 
 
-def layouts() -> dict[str, Tensor]:
-    base = torch.randn(2, 6, 34, 38)
-    return {
-        "channels_last": base.contiguous(memory_format=torch.channels_last),
-        "cropped": torch.randn(2, 6, 40, 50)[:, :, 3:37, 5:43],
-        "strided": torch.randn(2, 6, 34, 76)[..., ::2],
-        "transposed": torch.randn(2, 6, 38, 34).transpose(2, 3),
-        "channel_slice": torch.randn(2, 9, 34, 38)[:, 2:8],
-        "batch_slice": torch.randn(5, 6, 34, 38)[::3],
-        "expanded": torch.randn(2, 6, 34, 1).expand(2, 6, 34, 38),
-        "flipped_batch": base.flip(0),
-    }
-
-
-@pytest.mark.parametrize("name", layouts())
+@pytest.mark.parametrize("name", layouts(6, 34, 38))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
 def test_layouts(name: str, dtype: torch.dtype) -> None:
-    embeddings = layouts()[name]
+    embeddings = layouts(6, 34, 38)[name]
     embeddings = embeddings if dtype == torch.float32 else embeddings.to(dtype)
     for size in (1, 6):
         labels = batch_of_blocks(2, (34, 38), 4, size)
@@ -185,10 +172,6 @@ def test_many_instances(instances: int) -> None:
     (expected + means.norm(dim=1).mean()).backward()
     torch.testing.assert_close(variance[0].double(), expected, rtol=1e-5, atol=0)
     assert_close(leaf.grad, exact.grad, 1e-5)
-
-
-def test_random_labels_that_the_saved_state_has_room_for() -> None:
-    assert_matches_reference(torch.randn(2, 8, 100, 90), torch.randint(0, 40, (2, 100, 90)))
 
 
 def test_points_with_offsets() -> None:

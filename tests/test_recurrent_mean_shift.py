@@ -15,6 +15,7 @@ import instembed
 from instembed import reference
 from instembed._native import core
 from tests.comparing import assert_close, assert_compiles
+from tests.layouts import layouts
 
 # Of points and gradients, relative to the largest value.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -80,22 +81,9 @@ def test_images_and_masks(shape: tuple[int, ...]) -> None:
         assert_matches_reference(embeddings, 0.4, iterations=2, mask=mask, return_all=True)
 
 
-def layouts() -> dict[str, Tensor]:
-    base = torch.randn(2, 8, 13, 17)
-    return {
-        "channels_last": base.contiguous(memory_format=torch.channels_last),
-        "cropped": torch.randn(2, 8, 20, 30)[:, :, 3:16, 5:22],
-        "strided": torch.randn(2, 8, 13, 34)[..., ::2],
-        "transposed": torch.randn(2, 8, 17, 13).transpose(2, 3),
-        "channel_slice": torch.randn(2, 11, 13, 17)[:, 2:10],
-        "batch_slice": torch.randn(5, 8, 13, 17)[::3],
-        "expanded": torch.randn(2, 8, 13, 1).expand(2, 8, 13, 17),
-    }
-
-
-@pytest.mark.parametrize("name", layouts())
+@pytest.mark.parametrize("name", layouts(8, 13, 17))
 def test_layouts(name: str) -> None:
-    embeddings = layouts()[name]
+    embeddings = layouts(8, 13, 17)[name]
     mask = (torch.rand(2, 17, 13) < 0.8).transpose(1, 2)
     leaf, exact = embeddings.detach().requires_grad_(), embeddings.detach().double().requires_grad_()
     weights = torch.randn(2, 8, 13, 17)

@@ -17,13 +17,8 @@
 // A sanitised build takes the baseline: an ifunc resolver runs before the sanitizer is ready.
 #define INSTEMBED_SIMD \
   __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4"), flatten))
-// For a pair of functions that differ in the width of their vectors: see kWideVectors.
-#define INSTEMBED_SIMD_WIDE __attribute__((target("arch=x86-64-v4"), flatten))
-#define INSTEMBED_SIMD_NARROW __attribute__((target_clones("default", "arch=x86-64-v3"), flatten))
 #else
 #define INSTEMBED_SIMD
-#define INSTEMBED_SIMD_WIDE
-#define INSTEMBED_SIMD_NARROW
 #endif
 #define INSTEMBED_INLINE inline __attribute__((always_inline))
 

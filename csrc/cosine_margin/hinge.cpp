@@ -187,22 +187,11 @@ INSTEMBED_INLINE double add_ranges(const Work<A>& work, const Range& first, cons
   return sum;
 }
 
-#define INSTEMBED_RANGES(A, name, squared)                                                      \
-  INSTEMBED_SIMD_WIDE double name##_wide(const Work<A>& work, const Range& first,               \
-                                         const Range& second, A* near, A* joined,               \
-                                         Block<A>* block) {                                     \
-    return add_ranges<A, 1, squared>(work, first, second, near, joined, block);                 \
-  }                                                                                             \
-  INSTEMBED_SIMD_NARROW double name##_narrow(const Work<A>& work, const Range& first,           \
-                                             const Range& second, A* near, A* joined,           \
-                                             Block<A>* block) {                                 \
-    return add_ranges<A, 2, squared>(work, first, second, near, joined, block);                 \
-  }                                                                                             \
-  double name(const Work<A>& work, const Range& first, const Range& second, A* near, A* joined, \
-              Block<A>* block) {                                                                \
-    if (sphere::kWideVectors) return name##_wide(work, first, second, near, joined, block);     \
-    return name##_narrow(work, first, second, near, joined, block);                             \
-  }
+#define INSTEMBED_RANGES(A, name, squared)                                                        \
+  INSTEMBED_SIMD_WIDTHS(double name(const Work<A>& work, const Range& first, const Range& second, \
+                                    A* near, A* joined, Block<A>* block),                         \
+                        return add_ranges<A, sphere::pieces(kBytes), squared>(                    \
+                            work, first, second, near, joined, block))
 INSTEMBED_RANGES(float, add_linear, false)
 INSTEMBED_RANGES(double, add_linear, false)
 INSTEMBED_RANGES(float, add_squares, true)

@@ -15,8 +15,6 @@ inline void bind_discriminative_cuda(py::module_& module) {
   using namespace discriminative;
   using OptionalArray = std::optional<Array>;
 
-  module.def("discriminative_cuda_slot_bytes", &cuda_slot_bytes, py::arg("capacity"));
-
   module.def(
       "discriminative_cuda_workspace",
       [](const Array& embeddings, const OptionalArray& offsets, const Options& options,

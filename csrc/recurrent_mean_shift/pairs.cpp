@@ -227,19 +227,10 @@ INSTEMBED_INLINE void add_ranges(const Work<A>& work, Range first, Range second,
   }
 }
 
-#define INSTEMBED_RANGES(A, name, weighted)                                                      \
-  INSTEMBED_SIMD_WIDE void name##_wide(const Work<A>& work, Range first, Range second, A* flags, \
-                                       Block<A>* block) {                                        \
-    add_ranges<A, 1, weighted>(work, first, second, flags, block);                               \
-  }                                                                                              \
-  INSTEMBED_SIMD_NARROW void name##_narrow(const Work<A>& work, Range first, Range second,       \
-                                           A* flags, Block<A>* block) {                          \
-    add_ranges<A, 2, weighted>(work, first, second, flags, block);                               \
-  }                                                                                              \
-  void name(const Work<A>& work, Range first, Range second, A* flags, Block<A>* block) {         \
-    if (sphere::kWideVectors) return name##_wide(work, first, second, flags, block);             \
-    name##_narrow(work, first, second, flags, block);                                            \
-  }
+#define INSTEMBED_RANGES(A, name, weighted)                                                 \
+  INSTEMBED_SIMD_WIDTHS(                                                                    \
+      void name(const Work<A>& work, Range first, Range second, A* flags, Block<A>* block), \
+      add_ranges<A, sphere::pieces(kBytes), weighted>(work, first, second, flags, block))
 INSTEMBED_RANGES(float, add_values, false)
 INSTEMBED_RANGES(double, add_values, false)
 INSTEMBED_RANGES(float, add_gradients, true)

@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "common/simd.h"
+#include "common/simd_widths.h"
 #include "common/tournament.h"
 #include "sphere/order.h"
 
@@ -38,9 +38,9 @@ void for_ranges(int64_t tiles, int threads, F&& f) {
             [&](int64_t, int64_t a, int64_t b) { f(a, b, range(a), range(b)); });
 }
 
-// Whether the processor's registers hold a whole Vec: then P is 1 in what follows, else 2. The
-// shape of a block does not change a sum's order.
-extern const bool kWideVectors;
+// The pieces P in which registers of kBytes (common/simd_widths.h) take a Vec. The shape of a block
+// does not change a sum's order.
+constexpr int pieces(int bytes) { return bytes == 64 ? 1 : 2; }
 
 template <class A, int R, int V, class Piece>
 INSTEMBED_INLINE void add_block_dots(const A* rows, int64_t padded, const A* planar, int64_t width,

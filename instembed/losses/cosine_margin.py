@@ -59,7 +59,8 @@ def cosine_margin_loss(
         normalize: whether embeddings are scaled to unit vectors first. A vector with all elements within
             1e-12 of zero becomes zero: its similarity to everything is 1/2, and it gets no gradient. False
             takes embeddings as they are, for the iterates of :func:`recurrent_mean_shift`.
-        generator: draws the samples; None is torch's default. The same state draws the same pixels.
+        generator: of the labels' device, draws the samples; None is torch's default. The same state draws the
+            same pixels.
         reduction: "mean" or "sum" over the images, "none" for (B,). Images without instances are 0.
 
     Returns:
@@ -82,8 +83,7 @@ def cosine_margin_loss(
     arguments.check_bool("normalize", normalize)
     keys, fraction, most = None, 1.0, ALL
     choice = sampling(_checked_samples(samples))
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+    arguments.check_generator(generator, labels.device)
     if choice is not None:
         fraction, most = choice
         keys = torch.rand(labels.shape, generator=generator, device=labels.device)
@@ -110,7 +110,7 @@ def cosine_margin_loss(
 class CosineMarginLoss(nn.Module):
     """:func:`cosine_margin_loss` as a module; the arguments are the function's.
 
-    ``forward(embeddings, labels, offsets=None)`` returns the loss.
+    ``forward(embeddings, labels, offsets=None, generator=None)`` returns the loss.
     """
 
     def __init__(
@@ -122,7 +122,6 @@ class CosineMarginLoss(nn.Module):
         background: int | None = 0,
         ignore_index: int | None = None,
         normalize: bool = True,
-        generator: torch.Generator | None = None,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
@@ -133,14 +132,19 @@ class CosineMarginLoss(nn.Module):
             "background": background,
             "ignore_index": ignore_index,
             "normalize": normalize,
-            "generator": generator,
             "reduction": reduction,
         }
         # A wrong option shows here rather than in the first step of a training.
         cosine_margin_loss(torch.zeros(0, 1, 1), torch.zeros(0, 1, dtype=torch.int64), **self.options)
 
-    def forward(self, embeddings: Tensor, labels: Tensor, offsets: Tensor | None = None) -> Tensor:
-        return cosine_margin_loss(embeddings, labels, offsets=offsets, **self.options)
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        offsets: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        return cosine_margin_loss(embeddings, labels, offsets=offsets, generator=generator, **self.options)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())

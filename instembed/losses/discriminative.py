@@ -344,9 +344,7 @@ def _cuda_capacity(embeddings: Tensor, offsets: Tensor | None, max_instances: in
     images = max(number_of_images(embeddings, offsets), 1)
     pixels = embeddings.numel() // embeddings.shape[1]
     if max_instances is None:
-        pixels_of_one = pixels // images
-        default = min(4096, max(64, pixels_of_one)) if offsets is not None else None
-        max_instances = _ops.default_capacity(pixels_of_one) if default is None else default
+        max_instances = _ops.default_capacity(pixels // images * (1 if offsets is None else 16))
     return max(min(max_instances, pixels if offsets is not None else pixels // images), 1)
 
 

@@ -83,15 +83,9 @@ def sample_pixels(
     return SampledPixels(indices, valid)
 
 
-def random_words(labels: Tensor, offsets: Tensor | None, generator: object) -> Tensor:
+def random_words(labels: Tensor, offsets: Tensor | None, generator: torch.Generator | None) -> Tensor:
     """(B,) int64, one for each image."""
-    if generator is not None:
-        if not isinstance(generator, torch.Generator):
-            raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
-        if generator.device.type != labels.device.type:
-            raise ValueError(
-                f"generator must be of the labels' device, {labels.device}, got one of {generator.device}"
-            )
+    arguments.check_generator(generator, labels.device)
     words: Tensor = torch.randint(
         -(2**63), 2**63 - 1, (_images(labels, offsets),), generator=generator, device=labels.device
     )
