@@ -17,12 +17,14 @@
 
 namespace instembed::mean_shift {
 
-template <class S>
+// `center` is anything with an index.
+template <class S, class Center>
 INSTEMBED_HOST_DEVICE inline double squared_distance(const S* point, int64_t stride,
-                                                     const double* center, int dims) {
+                                                     const Center& center, int dims) {
   double total = 0;
   for (int d = 0; d < dims; ++d) {
-    const double difference = static_cast<double>(point[d * stride]) - center[d];
+    const double difference =
+        static_cast<double>(point[d * stride]) - static_cast<double>(center[d]);
     total += difference * difference;
   }
   return total;
@@ -40,5 +42,30 @@ INSTEMBED_HOST_DEVICE inline double distance_error(int dims) {
 INSTEMBED_HOST_DEVICE inline bool fits_float(double bandwidth) {
   return bandwidth >= 1e-15 && bandwidth <= 1e15;
 }
+
+// The distances below and above which a test in S, about a centre that is rounded to S, is certain.
+template <class S>
+struct Certain {
+  S inner = 0, outer = 0;    // for bounding balls
+  S inner2 = 0, outer2 = 0;  // squared, for points
+
+  // `error2`: the squared distance between the centre and the rounded one.
+  INSTEMBED_HOST_DEVICE static Certain of(int dims, double bandwidth, double error2) {
+    Certain certain;
+    const double relative = distance_error<S>(dims);
+    const double error = sqrt(error2) * (1 + 1e-12);
+    const double below = (bandwidth - error) * (1 - relative);
+    const double above = (bandwidth + error) * (1 + relative);
+    certain.inner = static_cast<S>(below);
+    certain.outer = static_cast<S>(above);
+    if (sizeof(S) == sizeof(double)) {
+      certain.inner2 = certain.outer2 = static_cast<S>(bandwidth * bandwidth);
+    } else {
+      certain.inner2 = below > 0 ? static_cast<S>(below * below) : static_cast<S>(-1);
+      certain.outer2 = static_cast<S>(above * above);
+    }
+    return certain;
+  }
+};
 
 }  // namespace instembed::mean_shift

@@ -1,0 +1,210 @@
+// Mean-shift grouping on the simulated device against the CPU kernel, which the Python tests hold
+// to its reference.
+#include "mean_shift/cuda.h"
+
+#include <cmath>
+#include <limits>
+#include <set>
+
+#include "cuda_on_cpu/tests.h"
+
+namespace instembed {
+
+namespace {
+
+using namespace mean_shift;
+
+struct Case {
+  DType dtype = DType::f32;
+  int64_t images = 1, channels = 3, pixels = 300;
+  std::vector<int> layout{0, 1, 2};
+  int64_t clusters = 6, run = 20;  // points about so many centres, in runs of about so many pixels
+  double spread = 0.2;             // of the points, where the centres are about 3 apart
+  bool rough = false;              // some points lie between two centres
+  bool whole_numbers = false;      // sums are exact, and distances meet the bandwidth
+  int64_t ids = 0;                 // classes; 1: a mask of 0 and 1
+  DType mask_type = DType::i64;
+  bool ragged = false;
+  int64_t spare = 2;  // capacity beyond the instances
+  Options options;
+
+  Case() { options.bandwidth = 1.5; }
+};
+
+void set(Buffer& array, DType dtype, int64_t i, double value) {
+  dispatch_floating(dtype, "test", [&](auto type) {
+    using T = decltype(type);
+    array.as<T>()[i] = rounded<T>(value);
+  });
+}
+
+// Element (row, channel, column) of an array whatever its layout.
+int64_t place(const Array& array, int64_t row, int64_t channel, int64_t column) {
+  return row * array.strides[0] + channel * array.strides[1] + column * array.strides[2];
+}
+
+void fill_points(const Case& c, Buffer& embeddings) {
+  const Array& array = embeddings;
+  std::normal_distribution<double> normal;
+  std::vector<double> centers(c.clusters * c.channels);
+  for (double& value : centers) value = 2.5 * normal(generator);
+  for (int64_t row = 0; row < array.shape[0]; ++row) {
+    int64_t own = 0;
+    for (int64_t i = 0; i < array.shape[2]; ++i) {
+      if (draw(1, c.run) == 1) own = draw(0, c.clusters - 1);
+      const int64_t other = draw(0, c.clusters - 1);
+      const double mix = c.rough && draw(0, 9) == 0 ? draw(0, 100) / 100.0 : 0;
+      for (int64_t d = 0; d < c.channels; ++d) {
+        double value = (1 - mix) * centers[own * c.channels + d] +
+                       mix * centers[other * c.channels + d] + c.spread * normal(generator);
+        if (c.whole_numbers) value = static_cast<double>(draw(-3, 3));
+        set(embeddings, c.dtype, place(array, row, d, i), value);
+      }
+    }
+  }
+}
+
+struct Found {
+  Buffer labels, centers, counts, instances, iterations;
+
+  Found(const Case& c, int64_t rows, int64_t columns, int64_t capacity)
+      : labels(DType::i64, {rows, columns}),
+        centers(c.dtype == DType::f64 ? DType::f64 : DType::f32, {c.images, capacity, c.channels}),
+        counts(DType::i64, {c.images, capacity}),
+        instances(DType::i64, {c.images}),
+        iterations(DType::i64, {c.images}) {}
+
+  double center(int64_t i) {
+    return static_cast<const Array&>(centers).dtype == DType::f64 ? centers.as<double>()[i]
+                                                                  : centers.as<float>()[i];
+  }
+};
+
+void check_same(Found& got, Found& expected) {
+  for (int64_t b = 0; b < expected.instances.size(); ++b) {
+    const int64_t a = got.instances.as<int64_t>()[b], e = expected.instances.as<int64_t>()[b];
+    if (a != e) std::fprintf(stderr, "image %ld: %ld instances instead of %ld\n", b, a, e);
+    CHECK(a == e);
+  }
+  for (int64_t i = 0; i < expected.labels.size(); ++i) {
+    const int64_t a = got.labels.as<int64_t>()[i], e = expected.labels.as<int64_t>()[i];
+    if (a != e) std::fprintf(stderr, "pixel %ld: label %ld instead of %ld\n", i, a, e);
+    CHECK(a == e);
+  }
+  CHECK(same_bits(got.counts, expected.counts));
+  CHECK(same_bits(got.iterations, expected.iterations));
+  const bool wide = static_cast<const Array&>(expected.centers).dtype == DType::f64;
+  for (int64_t i = 0; i < expected.centers.size(); ++i) {
+    const double e = expected.center(i);
+    CHECK(std::abs(got.center(i) - e) <= (wide ? 1e-13 : 1e-7) * (1 + std::abs(e)));
+  }
+}
+
+void run(const Case& c, const Buffer& embeddings, const Array* mask, const Array* bounds,
+         Found* got) {
+  const int64_t capacity = static_cast<const Array&>(got->counts).shape[1];
+  Buffer workspace(DType::u8, {cuda_workspace(embeddings, mask, bounds, c.options, capacity)});
+  group_cuda(embeddings, mask, bounds, c.options,
+             {got->labels, got->centers, got->counts, got->instances, got->iterations}, workspace,
+             0);
+}
+
+// `alter` may change some values of the embeddings.
+void check(
+    const Case& c, int schedules, const std::function<void(Buffer&)>& alter = [](Buffer&) {}) {
+  const int64_t rows = c.ragged ? 1 : c.images, columns = c.ragged ? c.images * c.pixels : c.pixels;
+  Buffer embeddings(c.dtype, {rows, c.channels, columns}, c.layout);
+  fill_points(c, embeddings);
+  alter(embeddings);
+  Buffer mask(c.mask_type, {rows, columns});
+  std::memset(mask.as<char>(), 0, mask.bytes());
+  int64_t id = 1;
+  for (int64_t i = 0; i < mask.size(); ++i) {
+    if (draw(1, c.run) == 1) id = draw(0, c.ids);
+    if (c.mask_type == DType::i64) {
+      mask.as<int64_t>()[i] = id < 2 ? id : (id % 2 ? id : -id) * (int64_t{1} << 40);
+    } else {
+      mask.as<uint8_t>()[i] = static_cast<uint8_t>(id);
+    }
+  }
+  Buffer offsets(DType::i64, {c.images + 1});
+  for (int64_t b = 0; b <= c.images; ++b) {  // of different sizes, one of them empty
+    offsets.as<int64_t>()[b] = b == 0 ? 0 : b == c.images ? columns : (b / 2) * 2 * c.pixels;
+  }
+  const Array* classes = c.ids > 0 ? &mask : nullptr;
+  const Array* bounds = c.ragged ? &offsets : nullptr;
+
+  Buffer expected_labels(DType::i64, {rows, columns});
+  const Result result = group(embeddings, classes, bounds, c.options, expected_labels, 1);
+  const int64_t capacity = std::max<int64_t>(result.largest() + c.spare, 1);
+  std::vector<char> bits;
+  if (capacity < result.largest()) {
+    for_schedules(schedules, [&] {
+      Found got(c, rows, columns, capacity);
+      run(c, embeddings, classes, bounds, &got);
+      for (int64_t b = 0; b < c.images; ++b) {
+        const int64_t found = result.images[b].size();
+        CHECK(got.instances.as<int64_t>()[b] == std::min(found, capacity + 1));
+        if (found <= capacity) continue;
+        for (int64_t k = 0; k < capacity; ++k) {
+          CHECK(got.counts.as<int64_t>()[b * capacity + k] == 0);
+          CHECK(got.center((b * capacity + k) * c.channels) == 0);
+        }
+        for (int64_t i = 0; i < c.pixels && !c.ragged; ++i) {
+          CHECK(got.labels.as<int64_t>()[b * c.pixels + i] == 0);
+        }
+      }
+    });
+    return;
+  }
+  Found expected(c, rows, columns, capacity);
+  std::memcpy(expected.labels.as<char>(), expected_labels.raw(), expected_labels.bytes());
+  result.copy(expected.centers, expected.counts, expected.instances, expected.iterations);
+  for_schedules(schedules, [&] {
+    Found got(c, rows, columns, capacity);
+    run(c, embeddings, classes, bounds, &got);
+    check_same(got, expected);
+    std::vector<char> now(got.centers.raw(), got.centers.raw() + got.centers.bytes());
+    if (bits.empty()) bits = now;
+    CHECK(bits == now);  // whatever the schedule
+  });
+}
+
+const std::vector<int> kPlanar{0, 1, 2}, kInterleaved{0, 2, 1}, kStrided{2, 0, 1};
+
+}  // namespace
+
+void test_mean_shift(int schedules) {
+  for (const Seeding seeding : {Seeding::peel}) {
+    Case base;
+    base.options.seeding = seeding;
+    for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::f64}) {
+      for (const auto& layout : {kPlanar, kInterleaved, kStrided}) {
+        Case c = base;
+        c.dtype = dtype;
+        c.layout = layout;
+        c.images = 2;
+        c.channels = layout == kInterleaved ? 8 : 5;
+        c.rough = layout != kStrided;
+        c.pixels = layout == kPlanar ? 1000 : 333;
+        check(c, schedules);
+      }
+    }
+    for (const int64_t pixels : {0, 1, 31, 33, 1025}) {
+      for (const int64_t images : {0, 1, 4}) {
+        Case c = base;
+        c.pixels = pixels;
+        c.images = images;
+        check(c, schedules);
+      }
+    }
+    for (const int64_t channels : {1, 2, 9, 21, 70}) {
+      Case c = base;
+      c.channels = channels;
+      c.spread = 0.05;
+      check(c, schedules);
+    }
+  }
+}
+
+}  // namespace instembed
