@@ -3,8 +3,8 @@
 //
 // Kernels use the CUDA names. Three things go through this header, so that the simulator can watch
 // them: shared memory (INSTEMBED_SHARED, DynamicShared, and SharedPtr<T> for what points into it),
-// launches (launch(), and launch_together() for blocks that wait for each other by spin()), and what
-// the host asks of a device.
+// launches (launch(), and launch_together() for blocks that wait for each other by spin()), and
+// what the host asks of a device.
 #pragma once
 
 #include <cstdint>

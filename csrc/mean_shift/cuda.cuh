@@ -29,14 +29,12 @@ struct PeelPlan {
   int64_t bytes = 0;
 
   PeelPlan(void* base, const Images& images, int64_t channels, bool classified, int64_t capacity) {
-    shared = padded<double>(kWarps * channels) + 3 * padded<double>(channels) +
-             padded<S>(channels);
+    shared = padded<double>(kWarps * channels) + 3 * padded<double>(channels) + padded<S>(channels);
     const DeviceInfo device = device_info();
     if (shared > device.shared) {
-      throw std::invalid_argument("embeddings: " + std::to_string(channels) +
-                                  " channels are too many for this device: " +
-                                  std::to_string(shared) + " bytes of shared memory of " +
-                                  std::to_string(device.shared));
+      throw std::invalid_argument(
+          "embeddings: " + std::to_string(channels) + " channels are too many for this device: " +
+          std::to_string(shared) + " bytes of shared memory of " + std::to_string(device.shared));
     }
     const int64_t most =
         std::max<int64_t>(most_together(kKernel, "mean_shift", kThreads, shared), 1);
@@ -67,9 +65,9 @@ int64_t cuda_workspace(const Array& embeddings, const Array* mask, const Array* 
   const DeviceGuard guard(embeddings.device_id);
   int64_t bytes = 0;
   dispatch_floating(embeddings.dtype, "embeddings", [&](auto element) {
-    bytes = PeelPlan<decltype(element)>(nullptr, images, embeddings.shape[1], mask != nullptr,
-                                        capacity)
-                .bytes;
+    bytes =
+        PeelPlan<decltype(element)>(nullptr, images, embeddings.shape[1], mask != nullptr, capacity)
+            .bytes;
   });
   return bytes;
 }

@@ -7,7 +7,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <limits>
 
 #if defined(__CUDACC__)
 #define INSTEMBED_HOST_DEVICE __host__ __device__
@@ -35,7 +34,7 @@ INSTEMBED_HOST_DEVICE inline double squared_distance(const S* point, int64_t str
 // thresholds themselves.
 template <class S>
 INSTEMBED_HOST_DEVICE inline double distance_error(int dims) {
-  return (dims + 8) * static_cast<double>(std::numeric_limits<S>::epsilon());
+  return (dims + 8) * (sizeof(S) == sizeof(float) ? 0x1p-23 : 0x1p-52);
 }
 
 // Whether squares of distances near `bandwidth` keep their precision in float.

@@ -12,8 +12,8 @@
 
 namespace instembed::mean_shift::device {
 
-constexpr int kParts = 128;       // at most
-constexpr int kChunksAPart = 8;   // at least, if there are several parts
+constexpr int kParts = 128;      // at most
+constexpr int kChunksAPart = 8;  // at least, if there are several parts
 
 struct Rules {
   double bandwidth = 1, tol = 1e-3;
@@ -32,8 +32,8 @@ struct Output {
 // Memory of the groups.
 struct Exchange {
   unsigned long long* arrived = nullptr;  // a group
-  double* sums = nullptr;      // (groups, 2, channels, kParts)
-  int64_t* numbers = nullptr;  // (groups, 2, 3, kParts): count, class and pixel
+  double* sums = nullptr;                 // (groups, 2, channels, kParts)
+  int64_t* numbers = nullptr;             // (groups, 2, 3, kParts): count, class and pixel
 
   void take(Workspace* workspace, int64_t groups, int64_t channels) {
     arrived = workspace->take<unsigned long long>(groups);

@@ -81,7 +81,7 @@ struct Instances {
       const double* center =
           clusters.centers + (image * out.capacity + k) * int64_t{cloud.channels};
       const double squared =
-          squared_distance(cloud.point(i), cloud.channel, center, cloud.channels);
+          squared_distance(cloud.point(i), cloud.channel(), center, cloud.channels);
       if (label == 0 || squared < best) {
         label = k + 1;
         best = squared;

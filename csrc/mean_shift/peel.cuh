@@ -58,7 +58,7 @@ class Peeler {
  private:
   __device__ void find_tiles() {
     group_.template pass<false>([&](int64_t from, SharedPtr<double>, int*, First* first) {
-      const int64_t end = from + kChunk < cloud_.tiles ? from + kChunk : cloud_.tiles;
+      const int64_t end = from + kChunk < cloud_.tiles() ? from + kChunk : cloud_.tiles();
       for (int64_t tile = from; tile < end; ++tile) {
         meet_first(tile, find_points(cloud_, tile), first);
       }
@@ -90,7 +90,7 @@ class Peeler {
   // Moves the ball to the mode above the seed.
   __device__ void climb(const First& seed) {
     const T* point = cloud_.point(seed.pixel);
-    move_to([&](int d) { return static_cast<double>(point[d * cloud_.channel]); });
+    move_to([&](int d) { return static_cast<double>(point[d * cloud_.channel()]); });
     for (int64_t step = 0; step < rules_.max_iter && finite_; ++step) {
       group_.template pass<true>([&](int64_t from, SharedPtr<double> sum, int* count, First*) {
         const Members members = find_members(cloud_, from, seed.label_class, ball_);
@@ -121,8 +121,8 @@ class Peeler {
   __device__ void claim(int32_t owner, int64_t label_class, int64_t only) {
     const int lane = lane_of_thread();
     group_.template pass<false>([&](int64_t from, SharedPtr<double>, int* count, First* first) {
-      const Members members = only < 0 ? find_members(cloud_, from, label_class, ball_)
-                                       : one_member(from, only);
+      const Members members =
+          only < 0 ? find_members(cloud_, from, label_class, ball_) : one_member(from, only);
       Left left{members.active, members.label_class};
       *count += __popc(members.inside);
       for (uint32_t bits = __ballot_sync(kAllLanes, members.inside != 0); bits; bits &= bits - 1) {
@@ -131,7 +131,7 @@ class Peeler {
         const uint32_t inside = __shfl_sync(kAllLanes, members.inside, k);
         const uint32_t active = __shfl_sync(kAllLanes, members.active, k);
         if (inside >> lane & 1) labels_[tile * kTile + lane] = owner;
-        const uint32_t later = cloud_.all.classes ? cloud_.all.later[tile] : 0;
+        const uint32_t later = cloud_.classified() ? cloud_.later(tile) : 0;
         const Left now = describe(cloud_, tile, active & ~inside, later, label_class);
         if (lane == k) left = now;
       }
@@ -142,9 +142,9 @@ class Peeler {
   __device__ Members one_member(int64_t from, int64_t pixel) const {
     const int64_t tile = from + lane_of_thread();
     Members members;
-    if (tile >= cloud_.tiles) return members;
-    members.active = cloud_.all.active[tile];
-    members.label_class = cloud_.all.classes ? cloud_.all.classes[tile] : 1;
+    if (tile >= cloud_.tiles()) return members;
+    members.active = cloud_.active(tile);
+    members.label_class = cloud_.classified() ? cloud_.label_class(tile) : 1;
     if (tile == pixel / kTile) members.inside = 1u << (pixel % kTile);
     return members;
   }
@@ -172,9 +172,9 @@ __global__ void __launch_bounds__(kThreads)
   Group group(work.exchange, of_group, channels, blocks);
   const int64_t groups = gridDim.x / blocks;
   for (int64_t image = group.index; image < input.images.images; image += groups) {
-    const Cloud<T, S> cloud = Cloud<T, S>::of(input, work.tiles, image);
+    const Cloud<T, S> cloud(input, work.tiles, image);
     Instances<T, S> instances{cloud, work.clusters, out, image};
-    group.begin(cloud.tiles, cloud.pixels);
+    group.begin(cloud.tiles(), cloud.pixels);
     Peeler<T, S>(cloud, rules, of_peeler, &group, &instances, out.labels + cloud.start).run();
     instances.finish(&group, rules.nearest, input.images.invalid);
   }

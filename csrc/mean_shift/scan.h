@@ -15,7 +15,7 @@ struct Ball : Certain<S> {
   std::vector<double> center;
   std::vector<S> rounded;
   double bandwidth = 0, bandwidth2 = 0;
-  S grow = 1;                // 1 + the relative error of a distance
+  S grow = 1;  // 1 + the relative error of a distance
   bool finite = true;
 
   Ball(int dims, double h) : center(dims), rounded(dims), bandwidth(h), bandwidth2(h * h) {}

@@ -6,8 +6,8 @@
 // the embeddings themselves, whatever their layout: nothing is copied.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
-#include <limits>
 
 #include "common/cuda.h"
 #include "common/dtype.h"
@@ -25,14 +25,15 @@ constexpr int kTile = kWarp;   // pixels
 constexpr int kChunk = kWarp;  // tiles
 constexpr int kGroup = 8;      // channels that are loaded, and reduced, at a time
 
-// Tests of points are in S: float for 16- and 32-bit embeddings, and then in double near the border.
+// Tests of points are in S: float for 16- and 32-bit embeddings, and then in double near the
+// border.
 template <class S>
-struct Tiles {  // of all images
-  S *low = nullptr, *high = nullptr;            // (channels, row): the box of the active points
-  double* sums = nullptr;                       // (channels, row): of the active points
-  uint32_t* active = nullptr;                   // points that nobody owns, of the tile's lowest class
-  uint32_t* later = nullptr;                    // of its other classes; null without a class map
-  int64_t* classes = nullptr;                   // of the active points; null without a class map
+struct Tiles {                        // of all images
+  S *low = nullptr, *high = nullptr;  // (channels, row): the box of the active points
+  double* sums = nullptr;             // (channels, row): of the active points
+  uint32_t* active = nullptr;         // points that nobody owns, of the tile's lowest class
+  uint32_t* later = nullptr;          // of its other classes; null without a class map
+  int64_t* classes = nullptr;         // of the active points; null without a class map
   int64_t row = 0;
 
   // How many tiles all images have at most.
@@ -67,49 +68,46 @@ struct Input {
   int channels;
 };
 
-// One image and its tiles.
+// One image and its tiles. Pointers and strides stay in the kernel's parameters, which cost no
+// registers.
 template <class T, class S>
 struct Cloud {
-  const T* x;
-  int64_t channel, pixel;  // strides
-  const void* mask;
-  DType mask_type;
-  int64_t mask_first, mask_pixel;
+  const Input<T>& input;
+  const Tiles<S>& all;
+  int64_t base, mask_base;  // of pixel 0
+  int64_t first;            // tile
+  int64_t start, pixels;    // start: of its pixels in the batch
   int channels;
-  int64_t start, pixels, tiles;  // start: of its pixels in the batch
-  Tiles<S> all;                  // from the image's first tile on
 
-  __device__ static Cloud of(const Input<T>& input, const Tiles<S>& tiles, int64_t image) {
-    const Images& images = input.images;
-    Cloud cloud{};
-    cloud.x = input.embeddings + input.strides.at(images, image);
-    cloud.channel = input.strides.channel;
-    cloud.pixel = input.strides.pixel;
-    cloud.mask = input.mask;
-    cloud.mask_type = input.mask_type;
-    cloud.mask_first = input.mask_strides.at(images, image);
-    cloud.mask_pixel = input.mask_strides.pixel;
-    cloud.channels = input.channels;
-    cloud.pixels = images.count(image);
-    cloud.start = cloud.pixels > 0 ? images.start(image) : 0;
-    cloud.tiles = (cloud.pixels + kTile - 1) / kTile;
-    cloud.all = tiles;
-    const int64_t first = images.offsets ? cloud.start / kTile + image : image * cloud.tiles;
-    cloud.all.low += first;
-    cloud.all.high += first;
-    cloud.all.sums += first;
-    cloud.all.active += first;
-    if (tiles.classes) {
-      cloud.all.later += first;
-      cloud.all.classes += first;
-    }
-    return cloud;
+  __device__ Cloud(const Input<T>& input, const Tiles<S>& all, int64_t image)
+      : input(input),
+        all(all),
+        base(input.strides.at(input.images, image)),
+        mask_base(input.mask_strides.at(input.images, image)),
+        pixels(input.images.count(image)),
+        channels(input.channels) {
+    start = pixels > 0 ? input.images.start(image) : 0;
+    first = input.images.offsets ? start / kTile + image : image * tiles();
   }
 
-  __device__ const T* point(int64_t i) const { return x + i * pixel; }
+  __device__ int64_t tiles() const { return (pixels + kTile - 1) / kTile; }
+  __device__ const T* point(int64_t i) const {
+    return input.embeddings + base + i * input.strides.pixel;
+  }
+  __device__ int64_t channel() const { return input.strides.channel; }
   __device__ int64_t class_of(int64_t i) const {
-    return mask ? load_id(mask, mask_type, mask_first + i * mask_pixel) : 1;
+    return input.mask
+               ? load_id(input.mask, input.mask_type, mask_base + i * input.mask_strides.pixel)
+               : 1;
   }
+
+  __device__ bool classified() const { return all.classes != nullptr; }
+  __device__ uint32_t& active(int64_t tile) const { return all.active[first + tile]; }
+  __device__ uint32_t& later(int64_t tile) const { return all.later[first + tile]; }
+  __device__ int64_t& label_class(int64_t tile) const { return all.classes[first + tile]; }
+  __device__ S& low(int d, int64_t tile) const { return all.low[d * all.row + first + tile]; }
+  __device__ S& high(int d, int64_t tile) const { return all.high[d * all.row + first + tile]; }
+  __device__ double& sum(int d, int64_t tile) const { return all.sums[d * all.row + first + tile]; }
 };
 
 __device__ __forceinline__ int lane_of_thread() { return static_cast<int>(threadIdx.x) % kWarp; }
@@ -144,24 +142,32 @@ __device__ __forceinline__ A reduce_warp(A value, Op op) {
   return value;
 }
 
-// Reduces kGroup values a lane over the warp: lane 4 k gets the result of value k. Half of the
-// values go to half of the lanes at each step, so that it takes 9 shuffles and not 40.
-template <class A, class Op>
-__device__ __forceinline__ A reduce_group(A (&values)[kGroup], Op op) {
+// Reduces kGroup values a lane, value(k), over the warp: lane 4 k gets the result of value k. Half
+// of the values go to half of the lanes at each step, so that it takes 9 shuffles and not 40.
+template <class A, class Value, class Op>
+__device__ __forceinline__ A reduce_group(Value&& value, Op op) {
   const int lane = lane_of_thread();
+  A values[kGroup / 2];
+  const bool upper = (lane & 2 * kGroup) != 0;
 #pragma unroll
-  for (int half = kGroup / 2; half > 0; half /= 2) {
+  for (int k = 0; k < kGroup / 2; ++k) {
+    const A first = value(k), second = value(k + kGroup / 2);
+    values[k] =
+        op(upper ? second : first, __shfl_xor_sync(kAllLanes, upper ? first : second, 2 * kGroup));
+  }
+#pragma unroll
+  for (int half = kGroup / 4; half > 0; half /= 2) {
     const int other = 4 * half;
-    const bool upper = (lane & other) != 0;
+    const bool above = (lane & other) != 0;
 #pragma unroll
     for (int k = 0; k < half; ++k) {
-      const A given = upper ? values[k] : values[k + half];
-      const A kept = upper ? values[k + half] : values[k];
+      const A given = above ? values[k] : values[k + half];
+      const A kept = above ? values[k + half] : values[k];
       values[k] = op(kept, __shfl_xor_sync(kAllLanes, given, other));
     }
   }
-  A value = op(values[0], __shfl_xor_sync(kAllLanes, values[0], 2));
-  return op(value, __shfl_xor_sync(kAllLanes, value, 1));
+  const A all = op(values[0], __shfl_xor_sync(kAllLanes, values[0], 2));
+  return op(all, __shfl_xor_sync(kAllLanes, all, 1));
 }
 
 // What is left of a tile, as a lane knows it.
@@ -185,34 +191,33 @@ __device__ __forceinline__ Left describe(const Cloud<T, S>& cloud, int64_t tile,
     later &= ~active;
   }
   if (lane == 0) {
-    cloud.all.active[tile] = active;
-    if (cloud.all.classes) {
-      cloud.all.later[tile] = later;
-      cloud.all.classes[tile] = label_class;
+    cloud.active(tile) = active;
+    if (cloud.classified()) {
+      cloud.later(tile) = later;
+      cloud.label_class(tile) = label_class;
     }
   }
   if (active == 0) return {active, label_class};
   const bool mine = active >> lane & 1;
   const T* point = cloud.point(i);
   for (int from = 0; from < cloud.channels; from += kGroup) {
-    S low[kGroup], high[kGroup];
-    double sum[kGroup];
+    S x[kGroup];
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) {
       const bool there = mine && from + k < cloud.channels;
-      const S x = there ? static_cast<S>(point[(from + k) * cloud.channel]) : S(0);
-      low[k] = mine ? x : std::numeric_limits<S>::infinity();
-      high[k] = mine ? x : -std::numeric_limits<S>::infinity();
-      sum[k] = static_cast<double>(x);
+      x[k] = there ? static_cast<S>(point[(from + k) * cloud.channel()]) : S(0);
     }
-    const S least = reduce_group(low, Least{});
-    const S most = reduce_group(high, Most{});
-    const double total = reduce_group(sum, Sum{});
+    const S least =
+        reduce_group<S>([&](int k) { return mine ? x[k] : static_cast<S>(INFINITY); }, Least{});
+    const S most =
+        reduce_group<S>([&](int k) { return mine ? x[k] : -static_cast<S>(INFINITY); }, Most{});
+    const double total =
+        reduce_group<double>([&](int k) { return static_cast<double>(x[k]); }, Sum{});
     const int d = from + lane / 4;
     if (lane % 4 == 0 && d < cloud.channels) {
-      cloud.all.low[d * cloud.all.row + tile] = least;
-      cloud.all.high[d * cloud.all.row + tile] = most;
-      cloud.all.sums[d * cloud.all.row + tile] = total;
+      cloud.low(d, tile) = least;
+      cloud.high(d, tile) = most;
+      cloud.sum(d, tile) = total;
     }
   }
   return {active, label_class};
@@ -227,14 +232,14 @@ __device__ __forceinline__ Left find_points(const Cloud<T, S>& cloud, int64_t ti
     const T* point = cloud.point(i);
 #pragma unroll 8
     for (int d = 0; d < cloud.channels; ++d) {
-      const S x = static_cast<S>(point[d * cloud.channel]);
+      const S x = static_cast<S>(point[d * cloud.channel()]);
       there = there && x - x == S(0);
     }
   }
   const uint32_t points = __ballot_sync(kAllLanes, there);
   // Without a class map there is one class, and the points are active as they are.
-  return cloud.all.classes ? describe(cloud, tile, 0u, points, int64_t{0})
-                           : describe(cloud, tile, points, 0u, int64_t{1});
+  return cloud.classified() ? describe(cloud, tile, 0u, points, int64_t{0})
+                            : describe(cloud, tile, points, 0u, int64_t{1});
 }
 
 // |x - center| <= bandwidth. `center` and `rounded` (to S) are shared by those who ask.
@@ -251,7 +256,7 @@ struct DeviceBall {
     if constexpr (sizeof(S) == sizeof(float)) {
       if (!fits_float(bandwidth)) {  // no test in float is certain
         certain.inner2 = S(-1);
-        certain.outer2 = std::numeric_limits<S>::infinity();
+        certain.outer2 = static_cast<S>(INFINITY);
         return;
       }
     }
@@ -273,8 +278,8 @@ __device__ __forceinline__ Side side_of(const Cloud<T, S>& cloud, int64_t tile,
   S near2 = 0, far2 = 0;
 #pragma unroll 4
   for (int d = 0; d < cloud.channels; ++d) {
-    const S above = cloud.all.low[d * cloud.all.row + tile] - ball.rounded[d];
-    const S below = ball.rounded[d] - cloud.all.high[d * cloud.all.row + tile];
+    const S above = cloud.low(d, tile) - ball.rounded[d];
+    const S below = ball.rounded[d] - cloud.high(d, tile);
     const S near = above > below ? above : below;  // the box begins there, if it is positive
     const S far = above < below ? above : below;   // minus where it ends
     near2 += near > 0 ? near * near : S(0);
@@ -289,21 +294,21 @@ __device__ __forceinline__ bool is_member(const Cloud<T, S>& cloud, int64_t i,
                                           const DeviceBall<S>& ball) {
   const T* point = cloud.point(i);
   S squared = 0;
-#pragma unroll 8
+#pragma unroll 4
   for (int d = 0; d < cloud.channels; ++d) {
-    const S difference = static_cast<S>(point[d * cloud.channel]) - ball.rounded[d];
+    const S difference = static_cast<S>(point[d * cloud.channel()]) - ball.rounded[d];
     squared += difference * difference;
   }
   if (squared <= ball.certain.inner2) return true;
   if (!(squared <= ball.certain.outer2)) return false;
-  return squared_distance(point, cloud.channel, ball.center, cloud.channels) <= ball.bandwidth2;
+  return squared_distance(point, cloud.channel(), ball.center, cloud.channels) <= ball.bandwidth2;
 }
 
 // A chunk, as the lane sees it whose tile is `tile`.
 struct Members {
-  uint32_t active = 0;    // of the tile, if it is of the class that is asked for
-  uint32_t inside = 0;    // those in the ball
-  bool whole = false;     // the ball has all of them, and the tile's sum is theirs
+  uint32_t active = 0;  // of the tile, if it is of the class that is asked for
+  uint32_t inside = 0;  // those in the ball
+  bool whole = false;   // the ball has all of them, and the tile's sum is theirs
   int64_t label_class = 0;
 };
 
@@ -315,9 +320,9 @@ __device__ __forceinline__ Members find_members(const Cloud<T, S>& cloud, int64_
   const int64_t tile = first + lane;
   Members members;
   bool cut = false;
-  if (tile < cloud.tiles) {
-    members.active = cloud.all.active[tile];
-    members.label_class = cloud.all.classes ? cloud.all.classes[tile] : 1;
+  if (tile < cloud.tiles()) {
+    members.active = cloud.active(tile);
+    members.label_class = cloud.classified() ? cloud.label_class(tile) : 1;
     if (members.active != 0 && members.label_class == label_class) {
       const Side side = side_of(cloud, tile, ball);
       members.whole = side == Side::inside;
@@ -328,8 +333,7 @@ __device__ __forceinline__ Members find_members(const Cloud<T, S>& cloud, int64_
   for (uint32_t bits = __ballot_sync(kAllLanes, cut); bits; bits &= bits - 1) {
     const int k = __ffs(static_cast<int>(bits)) - 1;
     const uint32_t active = __shfl_sync(kAllLanes, members.active, k);
-    const bool hit =
-        (active >> lane & 1) && is_member(cloud, (first + k) * kTile + lane, ball);
+    const bool hit = (active >> lane & 1) && is_member(cloud, (first + k) * kTile + lane, ball);
     const uint32_t inside = __ballot_sync(kAllLanes, hit);
     if (lane == k) members.inside = inside;
   }
@@ -346,9 +350,8 @@ __device__ __forceinline__ void add_members(const Cloud<T, S>& cloud, int64_t fi
     double values[kGroup];
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) {
-      values[k] = members.whole && from + k < cloud.channels
-                      ? cloud.all.sums[(from + k) * cloud.all.row + first + lane]
-                      : 0.0;
+      values[k] =
+          members.whole && from + k < cloud.channels ? cloud.sum(from + k, first + lane) : 0.0;
     }
     for (uint32_t bits = partly; bits; bits &= bits - 1) {
       const int tile = __ffs(static_cast<int>(bits)) - 1;
@@ -358,12 +361,12 @@ __device__ __forceinline__ void add_members(const Cloud<T, S>& cloud, int64_t fi
 #pragma unroll
         for (int k = 0; k < kGroup; ++k) {
           if (from + k < cloud.channels) {
-            values[k] += static_cast<double>(point[(from + k) * cloud.channel]);
+            values[k] += static_cast<double>(point[(from + k) * cloud.channel()]);
           }
         }
       }
     }
-    const double total = reduce_group(values, Sum{});
+    const double total = reduce_group<double>([&](int k) { return values[k]; }, Sum{});
     const int d = from + lane / 4;
     if (lane % 4 == 0 && d < cloud.channels) sum[d] += total;
   }

@@ -1,12 +1,10 @@
 // Mean-shift grouping on the simulated device against the CPU kernel, which the Python tests hold
 // to its reference.
-#include "mean_shift/cuda.h"
-
 #include <cmath>
 #include <limits>
-#include <set>
 
 #include "cuda_on_cpu/tests.h"
+#include "mean_shift/cuda.h"
 
 namespace instembed {
 
@@ -80,15 +78,20 @@ struct Found {
   }
 };
 
+void report(const char* what, int64_t at, int64_t got, int64_t expected) {
+  std::fprintf(stderr, "%s %ld: %ld instead of %ld\n", what, static_cast<long>(at),
+               static_cast<long>(got), static_cast<long>(expected));
+}
+
 void check_same(Found& got, Found& expected) {
   for (int64_t b = 0; b < expected.instances.size(); ++b) {
     const int64_t a = got.instances.as<int64_t>()[b], e = expected.instances.as<int64_t>()[b];
-    if (a != e) std::fprintf(stderr, "image %ld: %ld instances instead of %ld\n", b, a, e);
+    if (a != e) report("image", b, a, e);
     CHECK(a == e);
   }
   for (int64_t i = 0; i < expected.labels.size(); ++i) {
     const int64_t a = got.labels.as<int64_t>()[i], e = expected.labels.as<int64_t>()[i];
-    if (a != e) std::fprintf(stderr, "pixel %ld: label %ld instead of %ld\n", i, a, e);
+    if (a != e) report("label of pixel", i, a, e);
     CHECK(a == e);
   }
   CHECK(same_bits(got.counts, expected.counts));
@@ -204,6 +207,117 @@ void test_mean_shift(int schedules) {
       c.spread = 0.05;
       check(c, schedules);
     }
+    for (const Leftovers leftovers : {Leftovers::noise, Leftovers::nearest}) {
+      for (const int64_t ids : {0, 1, 7}) {
+        Case c = base;
+        c.images = 3;
+        c.ids = ids;
+        c.mask_type = ids == 1 ? DType::u8 : DType::i64;
+        c.rough = true;
+        c.ragged = leftovers == Leftovers::nearest;
+        c.options.min_size = 9;
+        c.options.leftovers = leftovers;
+        check(c, schedules);
+      }
+    }
+    {  // every pixel of a class of its own
+      Case c = base;
+      c.ids = 1 << 20;
+      c.run = 1;
+      c.pixels = 70;
+      check(c, schedules);
+    }
+    for (const DType dtype : {DType::f32, DType::f64}) {  // distances that equal the bandwidth
+      Case c = base;
+      c.dtype = dtype;
+      c.whole_numbers = true;
+      c.channels = 2;
+      c.options.bandwidth = 2;
+      check(c, schedules);
+    }
+    {  // no two points together, and centres that move far
+      Case c = base;
+      c.spread = 3;
+      c.pixels = 150;
+      c.options.bandwidth = 0.5;
+      check(c, schedules);
+      c.options.bandwidth = 4;
+      c.options.max_iter = 2;
+      check(c, schedules);
+      c.options.max_iter = 300;
+      c.options.tol = 0.3;
+      check(c, schedules);
+    }
+    {  // too many instances
+      Case c = base;
+      c.clusters = 12;
+      c.pixels = 500;
+      c.images = 2;
+      c.options.min_size = 3;
+      c.spare = -1;
+      check(c, schedules);
+      c.spare = -5;
+      check(c, schedules);
+    }
+    for (const DType dtype : {DType::f32, DType::f64, DType::f16}) {
+      const double huge = dtype == DType::f64 ? 1.7e308 : dtype == DType::f32 ? 3e38 : 6e4;
+      Case c = base;
+      c.dtype = dtype;
+      c.images = 2;
+      c.options.leftovers = Leftovers::nearest;
+      c.options.min_size = 4;
+      check(c, schedules, [&](Buffer& embeddings) {  // what is not finite, or is nearly
+        const double values[] = {std::nan(""),
+                                 std::numeric_limits<double>::infinity(),
+                                 -std::numeric_limits<double>::infinity(),
+                                 huge,
+                                 -huge,
+                                 1e-40};
+        for (int k = 0; k < 60; ++k) {
+          set(embeddings, dtype, draw(0, embeddings.size() - 1), values[draw(0, 5)]);
+        }
+      });
+      // Bandwidths for which no test in float is certain.
+      for (const double scale : {1e-20, 1e18}) {
+        if (dtype == DType::f16) continue;
+        c.options.bandwidth = 1.5 * scale;
+        check(c, schedules, [&](Buffer& embeddings) {
+          for (int64_t i = 0; i < embeddings.size(); ++i) {
+            const double value = dtype == DType::f64
+                                     ? embeddings.as<double>()[i]
+                                     : static_cast<double>(embeddings.as<float>()[i]);
+            set(embeddings, dtype, i, value * scale);
+          }
+        });
+      }
+    }
+    {  // several parts for several blocks
+      Case c = base;
+      c.pixels = seeding == Seeding::peel ? 20000 : 1500;
+      c.run = 100;
+      c.ids = 1;
+      c.mask_type = DType::u8;
+      c.options.min_size = 20;
+      check(c, schedules);
+      c.images = 2;
+      c.pixels /= 2;
+      check(c, schedules);
+    }
+  }
+  // Offsets that are none: nothing is found.
+  Case c;
+  c.ragged = true;
+  c.images = 2;
+  Buffer embeddings(c.dtype, {1, 3, 100});
+  fill_points(c, embeddings);
+  for (const auto& wrong :
+       std::vector<std::vector<int64_t>>{{0, 90, 40}, {0, 50, 200}, {1, 50, 100}, {0, -5, 100}}) {
+    Buffer offsets(DType::i64, {3});
+    for (int k = 0; k < 3; ++k) offsets.as<int64_t>()[k] = wrong[k];
+    Found got(c, 1, 100, 5);
+    run(c, embeddings, nullptr, &offsets, &got);
+    for (int b = 0; b < 2; ++b) CHECK(got.instances.as<int64_t>()[b] == -1);
+    for (int i = 0; i < 100; ++i) CHECK(got.labels.as<int64_t>()[i] == 0);
   }
 }
 

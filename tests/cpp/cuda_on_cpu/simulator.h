@@ -4,10 +4,11 @@
 // One fiber a thread; the blocks of a grid one after the other in a random order, those of a
 // cooperative launch side by side, a random one of them at a time; within a block
 // the next thread to run is drawn at random whenever one waits at a barrier or in a warp operation.
-// Blocks that all wait for each other, a barrier that not every thread reaches, threads that wait at different barriers, a warp
-// operation that a lane of its mask does not reach, a shuffle from a lane outside the mask, and, in
-// shared memory, an index out of bounds, a read of what nobody wrote, and two threads at one
-// element without a barrier or warp operation between them stop the program and name the thread.
+// Blocks that all wait for each other, a barrier that not every thread reaches, threads that wait
+// at different barriers, a warp operation that a lane of its mask does not reach, a shuffle from a
+// lane outside the mask, and, in shared memory, an index out of bounds, a read of what nobody
+// wrote, and two threads at one element without a barrier or warp operation between them stop the
+// program and name the thread.
 //
 // What it cannot see: most races in global memory, since threads only switch at barriers (out of
 // bounds there is what AddressSanitizer is for), a missing fence, and speed.
