@@ -85,15 +85,13 @@ class Group {
       : block(static_cast<int>(blockIdx.x) % blocks),
         blocks(blocks),
         index(static_cast<int>(blockIdx.x) / blocks),
-        barrier_(exchange.arrived + index, blocks),
-        sums_(exchange.sums + int64_t{2} * index * channels * kParts),
-        numbers_(exchange.numbers + int64_t{2} * index * 3 * kParts),
+        exchange_(exchange),
         shared_(shared),
         channels_(channels) {}
 
   // For the image that comes next.
   __device__ void begin(int64_t tiles, int64_t pixels) {
-    chunks_ = (tiles + kChunk - 1) / kChunk;
+    chunks_ = static_cast<int>((tiles + kChunk - 1) / kChunk);
     parts_ = parts_of(pixels);
   }
 
@@ -105,8 +103,9 @@ class Group {
     const int tid = static_cast<int>(threadIdx.x);
     const int lane = lane_of_thread(), warp = warp_of_thread();
     const SharedPtr<double> own = shared_.warp_sums + warp * channels_;
-    double* const sums = sums_ + phase_ * channels_ * kParts;
-    int64_t* const numbers = numbers_ + phase_ * 3 * kParts;
+    const int64_t place = 2 * index + phase_;
+    double* const sums = exchange_.sums + place * channels_ * kParts;
+    int64_t* const numbers = exchange_.numbers + place * 3 * kParts;
     for (int part = block; part < parts_; part += blocks) {
       if (with_sums) {
         for (int d = lane; d < channels_; d += kWarp) own[d] = 0.0;
@@ -114,8 +113,8 @@ class Group {
       }
       int count = 0;
       First first;
-      for (int64_t c = part + int64_t{parts_} * warp; c < chunks_; c += int64_t{parts_} * kWarps) {
-        visit(c * kChunk, own, &count, &first);
+      for (int c = part + parts_ * warp; c < chunks_; c += parts_ * kWarps) {
+        visit(int64_t{c} * kChunk, own, &count, &first);
       }
       count = reduce_warp(count, Sum{});
       if (!with_sums) first = reduce_warp(first);
@@ -145,7 +144,7 @@ class Group {
       }
       __syncthreads();
     }
-    barrier_.wait();
+    wait();
     if (with_sums) {
       for (int d = warp; d < channels_; d += kWarps) {
         double sum = 0;
@@ -184,25 +183,25 @@ class Group {
   __device__ void for_pixels(int64_t pixels, Visit&& visit) {
     const int lane = lane_of_thread(), warp = warp_of_thread();
     for (int part = block; part < parts_; part += blocks) {
-      for (int64_t c = part + int64_t{parts_} * warp; c < chunks_; c += int64_t{parts_} * kWarps) {
-        for (int64_t i = c * kChunk * kTile + lane; i < (c + 1) * kChunk * kTile; i += kWarp) {
+      for (int c = part + parts_ * warp; c < chunks_; c += parts_ * kWarps) {
+        const int64_t from = int64_t{c} * kChunk * kTile;
+        for (int64_t i = from + lane; i < from + kChunk * kTile; i += kWarp) {
           if (i < pixels) visit(i);
         }
       }
     }
   }
 
-  __device__ void wait() { barrier_.wait(); }
+  __device__ void wait() { barrier_.wait(exchange_.arrived + index, blocks); }
 
   const int block, blocks, index;
 
  private:
   GroupBarrier barrier_;
-  double* sums_;
-  int64_t* numbers_;
+  const Exchange& exchange_;
   Shared shared_;
   int channels_;
-  int64_t chunks_ = 0;
+  int chunks_ = 0;
   int parts_ = 1;
   int phase_ = 0;
 };

@@ -25,25 +25,23 @@ struct Instances {
   const Clusters& clusters;
   const Output& out;
   int64_t image;
-  int32_t owners = 0, dropped = 0;
-  int64_t kept = 0;
-  int64_t iterations = 0;
+  int32_t owners = 0, kept = 0;
+  int32_t iterations = 0;
 
   __device__ bool overflow() const { return kept > out.capacity; }
+
+  // Until finish() labels are owners.
+  __device__ void give(int64_t i, int32_t owner) const { out.labels[cloud.start + i] = owner; }
 
   // The next owner owns `count` points.
   __device__ void add(bool writes, bool keep, int64_t count, int64_t label_class,
                       SharedPtr<double> center) {
     ++owners;
-    if (keep) {
-      ++kept;
-    } else {
-      ++dropped;
-    }
+    if (keep) ++kept;
     if (!writes || overflow()) return;
     const int tid = static_cast<int>(threadIdx.x);
     if (tid == 0) {
-      clusters.label_of_owner[cloud.start + owners - 1] = keep ? static_cast<int32_t>(kept) : 0;
+      clusters.label_of_owner[cloud.start + owners - 1] = keep ? kept : 0;
     }
     if (!keep) return;
     const int64_t row = image * out.capacity + kept - 1;
@@ -93,7 +91,7 @@ struct Instances {
   // Owners to labels.
   __device__ void finish(Group* group, bool give_to_nearest, const int64_t* invalid) {
     const int tid = static_cast<int>(threadIdx.x);
-    if (dropped > 0 || overflow()) {
+    if (kept < owners || overflow()) {
       group->wait();
       group->for_pixels(cloud.pixels, [&](int64_t i) {
         int64_t* label = out.labels + cloud.start + i;
@@ -129,7 +127,9 @@ struct Instances {
       }
     }
     if (tid == 0) {
-      out.instances[image] = invalid && *invalid ? -1 : overflow() ? out.capacity + 1 : kept;
+      out.instances[image] = invalid && *invalid ? -1
+                             : overflow()        ? out.capacity + 1
+                                                 : int64_t{kept};
       out.iterations[image] = iterations;
     }
   }

@@ -23,35 +23,31 @@ class Peeler {
   struct Shared {
     SharedPtr<double> center, next;
     SharedPtr<S> rounded;
+    SharedPtr<int64_t>
+        seed;  // class and pixel, like all here in shared memory for the registers' sake
   };
 
   __device__ Peeler(const Cloud<T, S>& cloud, const Rules& rules, const Shared& shared,
-                    Group* group, Instances<T, S>* instances, int64_t* labels)
-      : cloud_(cloud),
-        rules_(rules),
-        shared_(shared),
-        group_(*group),
-        instances_(*instances),
-        labels_(labels) {
+                    Group* group, Instances<T, S>* instances)
+      : cloud_(cloud), rules_(rules), shared_(shared), group_(*group), instances_(*instances) {
     ball_.center = shared.center;
     ball_.rounded = shared.rounded;
   }
 
   __device__ void run() {
     find_tiles();
-    for (First seed = group_.first(); !seed.none() && !instances_.overflow();
-         seed = group_.first()) {
-      climb(seed);
+    while (!group_.first().none() && !instances_.overflow()) {
+      climb();
       const int32_t owner = instances_.owners + 1;
       int64_t claimed = 0;
       if (finite_) {
-        claim(owner, seed.label_class, -1);
+        claim(owner, false);
         claimed = group_.count();
       }
       const bool keep = claimed > 0 && claimed >= rules_.min_size;
       // Rounding or overflow put the centre out of reach of every point: the seed is given up.
-      if (claimed == 0) claim(owner, seed.label_class, seed.pixel);
-      instances_.add(group_.block == 0, keep, claimed, seed.label_class, shared_.center);
+      if (claimed == 0) claim(owner, true);
+      instances_.add(group_.block == 0, keep, claimed, seed_class(), shared_.center);
     }
   }
 
@@ -87,13 +83,22 @@ class Peeler {
     }
   }
 
-  // Moves the ball to the mode above the seed.
-  __device__ void climb(const First& seed) {
+  __device__ int64_t seed_class() const { return shared_.seed[0]; }
+  __device__ int64_t seed_pixel() const { return shared_.seed[1]; }
+
+  // Moves the ball from the first point that nobody owns to the mode above.
+  __device__ void climb() {
+    const First seed = group_.first();
+    __syncthreads();  // the seed before has been read
+    if (threadIdx.x == 0) {
+      shared_.seed[0] = seed.label_class;
+      shared_.seed[1] = seed.pixel;
+    }
     const T* point = cloud_.point(seed.pixel);
     move_to([&](int d) { return static_cast<double>(point[d * cloud_.channel()]); });
-    for (int64_t step = 0; step < rules_.max_iter && finite_; ++step) {
+    for (int32_t step = 0; step < rules_.max_iter && finite_; ++step) {
       group_.template pass<true>([&](int64_t from, SharedPtr<double> sum, int* count, First*) {
-        const Members members = find_members(cloud_, from, seed.label_class, ball_);
+        const Members members = find_members(cloud_, from, seed_class(), ball_);
         if (!__any_sync(kAllLanes, members.inside != 0)) return;
         *count += __popc(members.inside);
         add_members(cloud_, from, members, sum);
@@ -116,13 +121,13 @@ class Peeler {
     }
   }
 
-  // Gives all active points of the class in the ball to `owner`, or if `only` is not negative that
-  // point alone; finds how many those are, and the first that is left.
-  __device__ void claim(int32_t owner, int64_t label_class, int64_t only) {
+  // Gives all active points of the seed's class in the ball to `owner`, or the seed alone; finds
+  // how many those are, and the first point that is left.
+  __device__ void claim(int32_t owner, bool seed_alone) {
     const int lane = lane_of_thread();
     group_.template pass<false>([&](int64_t from, SharedPtr<double>, int* count, First* first) {
-      const Members members =
-          only < 0 ? find_members(cloud_, from, label_class, ball_) : one_member(from, only);
+      const Members members = seed_alone ? one_member(from, seed_pixel())
+                                         : find_members(cloud_, from, seed_class(), ball_);
       Left left{members.active, members.label_class};
       *count += __popc(members.inside);
       for (uint32_t bits = __ballot_sync(kAllLanes, members.inside != 0); bits; bits &= bits - 1) {
@@ -130,9 +135,9 @@ class Peeler {
         const int64_t tile = from + k;
         const uint32_t inside = __shfl_sync(kAllLanes, members.inside, k);
         const uint32_t active = __shfl_sync(kAllLanes, members.active, k);
-        if (inside >> lane & 1) labels_[tile * kTile + lane] = owner;
+        if (inside >> lane & 1) instances_.give(tile * kTile + lane, owner);
         const uint32_t later = cloud_.classified() ? cloud_.later(tile) : 0;
-        const Left now = describe(cloud_, tile, active & ~inside, later, label_class);
+        const Left now = describe(cloud_, tile, active & ~inside, later, seed_class());
         if (lane == k) left = now;
       }
       meet_first(from + lane, left, first);
@@ -154,7 +159,6 @@ class Peeler {
   Shared shared_;
   Group& group_;
   Instances<T, S>& instances_;
-  int64_t* labels_;  // of the image
   DeviceBall<S> ball_;
   bool finite_ = true;
 };
@@ -162,20 +166,21 @@ class Peeler {
 template <class T, class S>
 __global__ void __launch_bounds__(kThreads)
     peel_kernel(Input<T> input, PeelWork<S> work, Output out, Rules rules, int blocks) {
-  INSTEMBED_SHARED(int64_t, numbers, 3 * kWarps + 3);
+  INSTEMBED_SHARED(int64_t, numbers, 3 * kWarps + 5);
   DynamicShared shared;
   const int channels = input.channels;
   const Group::Shared of_group{shared.take<double>(kWarps * channels),
                                shared.take<double>(channels), numbers};
   const typename Peeler<T, S>::Shared of_peeler{
-      shared.take<double>(channels), shared.take<double>(channels), shared.take<S>(channels)};
+      shared.take<double>(channels), shared.take<double>(channels), shared.take<S>(channels),
+      numbers + (3 * kWarps + 3)};
   Group group(work.exchange, of_group, channels, blocks);
   const int64_t groups = gridDim.x / blocks;
   for (int64_t image = group.index; image < input.images.images; image += groups) {
     const Cloud<T, S> cloud(input, work.tiles, image);
     Instances<T, S> instances{cloud, work.clusters, out, image};
     group.begin(cloud.tiles(), cloud.pixels);
-    Peeler<T, S>(cloud, rules, of_peeler, &group, &instances, out.labels + cloud.start).run();
+    Peeler<T, S>(cloud, rules, of_peeler, &group, &instances).run();
     instances.finish(&group, rules.nearest, input.images.invalid);
   }
 }
