@@ -79,7 +79,7 @@ class Group {
     SharedPtr<double> total;      // channels
     SharedPtr<int64_t> numbers;   // (3, kWarps), then the result's 3
   };
-  static int64_t shared_doubles(int64_t channels) { return (kWarps + 1) * channels; }
+  static constexpr int kNumbers = 3 * kWarps + 3;
 
   __device__ Group(const Exchange& exchange, const Shared& shared, int channels, int blocks)
       : block(static_cast<int>(blockIdx.x) % blocks),
@@ -172,6 +172,49 @@ class Group {
     phase_ ^= 1;
   }
 
+  // The best of the pixels for which take(pixel), by better(a, b), which never calls two equal; -1
+  // if there is none. All blocks get the same.
+  template <class Take, class Better>
+  __device__ int64_t best(int64_t pixels, Take&& take, Better&& better) {
+    const int lane = lane_of_thread(), warp = warp_of_thread();
+    int64_t* const numbers = exchange_.numbers + (2 * index + phase_) * 3 * kParts;
+    const auto reduce = [&](int64_t mine) {
+#pragma unroll
+      for (int other = kWarp / 2; other > 0; other /= 2) {
+        const int64_t theirs = __shfl_xor_sync(kAllLanes, mine, other);
+        if (theirs >= 0 && (mine < 0 || better(theirs, mine))) mine = theirs;
+      }
+      return mine;
+    };
+    for (int part = block; part < parts_; part += blocks) {
+      int64_t mine = -1;
+      for_pixels_of(part, pixels, [&](int64_t i) {
+        if (take(i) && (mine < 0 || better(i, mine))) mine = i;
+      });
+      mine = reduce(mine);
+      if (lane == 0) shared_.numbers[warp] = mine;
+      __syncthreads();
+      if (warp == 0) {
+        mine = reduce(lane < kWarps ? static_cast<int64_t>(shared_.numbers[lane]) : int64_t{-1});
+        if (lane == 0) numbers[part] = mine;
+      }
+      __syncthreads();
+    }
+    wait();
+    if (warp == kWarps - 1) {
+      int64_t mine = -1;
+      for (int part = lane; part < parts_; part += kWarp) {
+        const int64_t theirs = numbers[part];
+        if (theirs >= 0 && (mine < 0 || better(theirs, mine))) mine = theirs;
+      }
+      mine = reduce(mine);
+      if (lane == 0) shared_.numbers[3 * kWarps] = mine;
+    }
+    __syncthreads();
+    phase_ ^= 1;
+    return shared_.numbers[3 * kWarps];
+  }
+
   __device__ double total(int d) const { return shared_.total[d]; }
   __device__ int64_t count() const { return shared_.numbers[3 * kWarps]; }
   __device__ First first() const {
@@ -181,15 +224,7 @@ class Group {
   // visit(pixel) for each pixel of the block's chunks.
   template <class Visit>
   __device__ void for_pixels(int64_t pixels, Visit&& visit) {
-    const int lane = lane_of_thread(), warp = warp_of_thread();
-    for (int part = block; part < parts_; part += blocks) {
-      for (int c = part + parts_ * warp; c < chunks_; c += parts_ * kWarps) {
-        const int64_t from = int64_t{c} * kChunk * kTile;
-        for (int64_t i = from + lane; i < from + kChunk * kTile; i += kWarp) {
-          if (i < pixels) visit(i);
-        }
-      }
-    }
+    for (int part = block; part < parts_; part += blocks) for_pixels_of(part, pixels, visit);
   }
 
   __device__ void wait() { barrier_.wait(exchange_.arrived + index, blocks); }
@@ -197,6 +232,16 @@ class Group {
   const int block, blocks, index;
 
  private:
+  template <class Visit>
+  __device__ void for_pixels_of(int part, int64_t pixels, Visit&& visit) {
+    for (int c = part + parts_ * warp_of_thread(); c < chunks_; c += parts_ * kWarps) {
+      const int64_t from = int64_t{c} * kChunk * kTile;
+      for (int64_t i = from + lane_of_thread(); i < from + kChunk * kTile; i += kWarp) {
+        if (i < pixels) visit(i);
+      }
+    }
+  }
+
   GroupBarrier barrier_;
   const Exchange& exchange_;
   Shared shared_;
@@ -205,5 +250,21 @@ class Group {
   int parts_ = 1;
   int phase_ = 0;
 };
+
+__device__ __forceinline__ void meet_first(int64_t tile, const Left& left, First* first) {
+  if (left.active == 0) return;
+  first->meet(left.label_class, tile * kTile + __ffs(static_cast<int>(left.active)) - 1);
+}
+
+// The first pass: describes all tiles, and finds the first point.
+template <class T, class S>
+__device__ __forceinline__ void find_tiles(const Cloud<T, S>& cloud, Group* group) {
+  group->template pass<false>([&](int64_t from, SharedPtr<double>, int*, First* first) {
+    const int64_t end = from + kChunk < cloud.tiles() ? from + kChunk : cloud.tiles();
+    for (int64_t tile = from; tile < end; ++tile) {
+      meet_first(tile, find_points(cloud, tile), first);
+    }
+  });
+}
 
 }  // namespace instembed::mean_shift::device

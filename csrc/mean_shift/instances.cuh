@@ -5,6 +5,8 @@
 
 namespace instembed::mean_shift::device {
 
+constexpr int32_t kNobody = -1;  // the owner of points that belong to no cluster
+
 // What is kept until the labels are written. Owners are clusters, 1, 2, ..., in the order found.
 struct Clusters {
   int32_t* label_of_owner = nullptr;  // (pixels of all images): 0 for a cluster that is dropped
@@ -26,7 +28,6 @@ struct Instances {
   const Output& out;
   int64_t image;
   int32_t owners = 0, kept = 0;
-  int32_t iterations = 0;
 
   __device__ bool overflow() const { return kept > out.capacity; }
 
@@ -34,8 +35,9 @@ struct Instances {
   __device__ void give(int64_t i, int32_t owner) const { out.labels[cloud.start + i] = owner; }
 
   // The next owner owns `count` points.
+  template <class Center>
   __device__ void add(bool writes, bool keep, int64_t count, int64_t label_class,
-                      SharedPtr<double> center) {
+                      const Center& center) {
     ++owners;
     if (keep) ++kept;
     if (!writes || overflow()) return;
@@ -88,10 +90,10 @@ struct Instances {
     return label;
   }
 
-  // Owners to labels.
-  __device__ void finish(Group* group, bool give_to_nearest, const int64_t* invalid) {
+  // Owners to labels. `noise`: some points may be of kNobody.
+  __device__ void finish(Group* group, bool noise, bool give_to_nearest, const int64_t* invalid) {
     const int tid = static_cast<int>(threadIdx.x);
-    if (kept < owners || overflow()) {
+    if (noise || kept < owners || overflow()) {
       group->wait();
       group->for_pixels(cloud.pixels, [&](int64_t i) {
         int64_t* label = out.labels + cloud.start + i;
@@ -99,7 +101,7 @@ struct Instances {
         if (owner == 0) return;
         int64_t found = 0;
         if (!overflow()) {
-          found = clusters.label_of_owner[cloud.start + owner - 1];
+          if (owner != kNobody) found = clusters.label_of_owner[cloud.start + owner - 1];
           if (found == 0 && give_to_nearest) {
             found = nearest(i);
             if (found > 0) {
@@ -130,7 +132,6 @@ struct Instances {
       out.instances[image] = invalid && *invalid ? -1
                              : overflow()        ? out.capacity + 1
                                                  : int64_t{kept};
-      out.iterations[image] = iterations;
     }
   }
 };

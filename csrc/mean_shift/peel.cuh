@@ -35,7 +35,7 @@ class Peeler {
   }
 
   __device__ void run() {
-    find_tiles();
+    find_tiles(cloud_, &group_);
     while (!group_.first().none() && !instances_.overflow()) {
       climb();
       const int32_t owner = instances_.owners + 1;
@@ -49,23 +49,12 @@ class Peeler {
       if (claimed == 0) claim(owner, true);
       instances_.add(group_.block == 0, keep, claimed, seed_class(), shared_.center);
     }
+    if (group_.block == 0 && threadIdx.x == 0) {
+      instances_.out.iterations[instances_.image] = longest_;
+    }
   }
 
  private:
-  __device__ void find_tiles() {
-    group_.template pass<false>([&](int64_t from, SharedPtr<double>, int*, First* first) {
-      const int64_t end = from + kChunk < cloud_.tiles() ? from + kChunk : cloud_.tiles();
-      for (int64_t tile = from; tile < end; ++tile) {
-        meet_first(tile, find_points(cloud_, tile), first);
-      }
-    });
-  }
-
-  __device__ void meet_first(int64_t tile, const Left& left, First* first) const {
-    if (left.active == 0) return;
-    first->meet(left.label_class, tile * kTile + __ffs(static_cast<int>(left.active)) - 1);
-  }
-
   // The centre is `value(d)`.
   template <class Value>
   __device__ void move_to(Value&& value) {
@@ -75,12 +64,7 @@ class Peeler {
       shared_.rounded[d] = static_cast<S>(c);
     }
     __syncthreads();
-    ball_.prepare(rules_.bandwidth, cloud_.channels);
-    finite_ = true;
-    for (int d = 0; d < cloud_.channels; ++d) {
-      const double c = shared_.center[d];
-      finite_ = finite_ && c - c == 0;
-    }
+    finite_ = ball_.prepare(rules_.bandwidth, cloud_.channels);
   }
 
   __device__ int64_t seed_class() const { return shared_.seed[0]; }
@@ -115,7 +99,7 @@ class Peeler {
         moved += by * by;
       }
       __syncthreads();  // the centre has been read
-      if (step + 1 > instances_.iterations) instances_.iterations = step + 1;
+      if (step + 1 > longest_) longest_ = step + 1;
       move_to([&](int d) -> double { return shared_.next[d]; });
       if (sqrt(moved) <= rules_.tol * rules_.bandwidth) return;
     }
@@ -161,19 +145,20 @@ class Peeler {
   Instances<T, S>& instances_;
   DeviceBall<S> ball_;
   bool finite_ = true;
+  int32_t longest_ = 0;  // shifts of one trajectory
 };
 
 template <class T, class S>
 __global__ void __launch_bounds__(kThreads)
     peel_kernel(Input<T> input, PeelWork<S> work, Output out, Rules rules, int blocks) {
-  INSTEMBED_SHARED(int64_t, numbers, 3 * kWarps + 5);
+  INSTEMBED_SHARED(int64_t, numbers, Group::kNumbers + 2);
   DynamicShared shared;
   const int channels = input.channels;
   const Group::Shared of_group{shared.take<double>(kWarps * channels),
                                shared.take<double>(channels), numbers};
   const typename Peeler<T, S>::Shared of_peeler{
       shared.take<double>(channels), shared.take<double>(channels), shared.take<S>(channels),
-      numbers + (3 * kWarps + 3)};
+      numbers + Group::kNumbers};
   Group group(work.exchange, of_group, channels, blocks);
   const int64_t groups = gridDim.x / blocks;
   for (int64_t image = group.index; image < input.images.images; image += groups) {
@@ -181,7 +166,7 @@ __global__ void __launch_bounds__(kThreads)
     Instances<T, S> instances{cloud, work.clusters, out, image};
     group.begin(cloud.tiles(), cloud.pixels);
     Peeler<T, S>(cloud, rules, of_peeler, &group, &instances).run();
-    instances.finish(&group, rules.nearest, input.images.invalid);
+    instances.finish(&group, false, rules.nearest, input.images.invalid);
   }
 }
 

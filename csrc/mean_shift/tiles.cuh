@@ -250,22 +250,25 @@ struct DeviceBall {
   Certain<S> certain;
   double bandwidth2 = 0;
 
-  // Once `center` and `rounded` are there.
-  __device__ void prepare(double bandwidth, int channels) {
+  // Once `center` and `rounded` are there. False if the centre is not finite, so has no members.
+  __device__ bool prepare(double bandwidth, int channels) {
     bandwidth2 = bandwidth * bandwidth;
+    double error2 = 0;
+    bool finite = true;
+    for (int d = 0; d < channels; ++d) {
+      const double c = center[d];
+      finite = finite && c - c == 0;
+      const double e = c - static_cast<double>(rounded[d]);
+      error2 += e * e;
+    }
+    certain = Certain<S>::of(channels, bandwidth, error2);
     if constexpr (sizeof(S) == sizeof(float)) {
       if (!fits_float(bandwidth)) {  // no test in float is certain
         certain.inner2 = S(-1);
         certain.outer2 = static_cast<S>(INFINITY);
-        return;
       }
     }
-    double error2 = 0;
-    for (int d = 0; d < channels; ++d) {
-      const double e = static_cast<double>(center[d]) - static_cast<double>(rounded[d]);
-      error2 += e * e;
-    }
-    certain = Certain<S>::of(channels, bandwidth, error2);
+    return finite;
   }
 };
 

@@ -267,9 +267,7 @@ def _mean_shift_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     max_instances = options[3]
     on_gpu = embeddings.device.type == "cuda"
-    capacity = (
-        _cuda_capacity(embeddings, offsets, max_instances) if on_gpu else _ops.capacity(max_instances)
-    )
+    capacity = _cuda_capacity(embeddings, offsets, max_instances) if on_gpu else _ops.capacity(max_instances)
     return new_labels(embeddings), *new_tables(embeddings, number_of_images(embeddings, offsets), capacity)
 
 

@@ -178,7 +178,7 @@ const std::vector<int> kPlanar{0, 1, 2}, kInterleaved{0, 2, 1}, kStrided{2, 0, 1
 }  // namespace
 
 void test_mean_shift(int schedules) {
-  for (const Seeding seeding : {Seeding::peel}) {
+  for (const Seeding seeding : {Seeding::peel, Seeding::all}) {
     Case base;
     base.options.seeding = seeding;
     for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::f64}) {
