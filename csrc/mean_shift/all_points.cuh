@@ -190,8 +190,9 @@ class AllPoints {
           cloud_.pixels,
           [&](int64_t i) { return takes_part(i) && count(i) > 0 && compare(i, best) == 0; },
           [](int64_t a, int64_t b) { return a > b; });
-      const int32_t stands = count(last);
-      if (stands == count(best)) {
+      // Whoever is ahead may already have suppressed them, which changes the sign alone.
+      const int32_t stands = abs(count(last));
+      if (stands == abs(count(best))) {
         if (group_.block == 0 && threadIdx.x == 0) {
           modes_.order[cloud_.start + kept] = static_cast<int32_t>(best);
           modes_.sizes[cloud_.start + kept] = 0;

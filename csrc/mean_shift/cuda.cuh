@@ -157,6 +157,8 @@ void group_cuda(const Array& embeddings, const Array* mask, const Array* offsets
     expect(mask->ndim == 2 && mask->shape[0] == rows && mask->shape[1] == embeddings.shape[2],
            "mask: expected the embeddings' shape without channels");
   }
+  expect((offsets ? images.total : images.pixels) <= INT32_MAX,
+         "embeddings: expected fewer than 2^31 pixels an image");
   const Array& centers = output.centers;
   expect(centers.ndim == 3 && centers.shape[0] == images.images && centers.shape[2] == channels,
          "centers: expected (images, capacity, channels)");
