@@ -82,10 +82,10 @@ template <class T>
 inline constexpr MaskTable<T> mask_table{};
 
 // All bits set in the lanes below `count`, for any count.
-template <class T>
-INSTEMBED_INLINE Vec<MaskLane<T>> first_lanes(int64_t count) {
+template <class T, class M = Vec<MaskLane<T>>>
+INSTEMBED_INLINE M first_lanes(int64_t count) {
   const int64_t lanes = count < 0 ? 0 : (count > kLanes<T> ? kLanes<T> : count);
-  return load<Vec<MaskLane<T>>>(mask_table<T>.values + kLanes<T> - lanes);
+  return load<M>(mask_table<T>.values + kLanes<T> - lanes);
 }
 
 // A Vec in P pieces. GCC keeps vectors wider than the target's registers in memory: a hot loop

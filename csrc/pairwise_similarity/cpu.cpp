@@ -16,6 +16,7 @@
 #include "common/lines.h"
 #include "common/memory.h"
 #include "common/parallel.h"
+#include "common/simd_widths.h"
 #include "common/tiles.h"
 #include "common/tournament.h"
 #include "pairwise_similarity/formula.h"
@@ -26,7 +27,7 @@ namespace {
 
 constexpr int64_t kTile = 64;  // points
 constexpr int64_t kRange = 4;  // tiles that a task has to itself
-constexpr int64_t kRows = 4;   // of squared distances that registers hold, a vector each
+constexpr int kRows = 8;       // of squared distances that registers hold, a vector each
 
 // The points of an image: those of an instance follow each other.
 template <class A>
@@ -140,97 +141,104 @@ Side<A> side(Cloud<A>* cloud, int64_t tile) {
 template <class A>
 struct alignas(64) Slopes {
   A values[kTile * kTile];
-  uint8_t vectors[kTile / kRows];
+  uint32_t vectors[kTile / kRows];
 };
 
-template <class A>
+// The squared distances of kRows rows from a vector of columns.
+template <class V, class A>
 INSTEMBED_INLINE void add_squares(const Side<A>& I, const Side<A>& J, int64_t channels, int64_t r,
-                                  int64_t c, Vec<A> (&squares)[kRows]) {
+                                  int64_t c, V* squares) {
+  V sums[kRows] = {};
   for (int64_t d = 0; d < channels; ++d) {
-    const Vec<A> column = load<Vec<A>>(J.planar + d * J.width + c);
-#pragma GCC unroll 4
+    const V column = load<V>(J.planar + d * J.width + c);
+    const A* row = I.planar + d * I.width + r;
+#pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
-      const Vec<A> difference = splat(I.planar[d * I.width + r + i]) - column;
-      squares[i] += difference * difference;
+      const V difference = splat_as<V>(row[i]) - column;
+      sums[i] += difference * difference;
     }
   }
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) squares[i] = sums[i];
 }
 
 // The sum of weight times term over the pairs of two tiles, or of one tile with itself, each pair
 // once.
-template <class A, bool gradient>
+template <int kBytes, bool gradient, class A>
 INSTEMBED_INLINE double add_terms(const Side<A>& I, const Side<A>& J, bool itself, int64_t channels,
                                   Slopes<A>* slopes) {
-  constexpr int64_t L = kLanes<A>;
-  using Mask = Vec<MaskLane<A>>;
-  using Wide = vector_t<double, static_cast<int>(L)>;
-  const Vec<A> far = splat(static_cast<A>(sizeof(A) == 4 ? 88 : 709));  // where exp(-d) is 0
+  constexpr int L = kBytes / static_cast<int>(sizeof(A));
+  using V = vector_t<A, L>;
+  using Wide = vector_t<double, L>;
+  const V far = splat_as<V>(static_cast<A>(sizeof(A) == 4 ? 88 : 709));  // where exp(-d) is 0
   Wide total{};
   for (int64_t r = 0; r < I.width; r += kRows) {
-    Vec<A> sum{};
+    V sum{};
     uint32_t vectors = 0;
     for (int64_t c = itself ? r / L * L : 0; c < J.width; c += L) {
-      Vec<A> squares[kRows] = {};
-      add_squares<A>(I, J, channels, r, c, squares);
+      V squares[kRows];
+      add_squares<V>(I, J, channels, r, c, squares);
       const bool mixed = J.instances[c] <= I.instances[r + kRows - 1];
       if (!mixed) {  // what is far adds nothing
-        Mask near{};
-#pragma GCC unroll 4
-        for (int i = 0; i < kRows; ++i) near |= negative_lanes<A>(squares[i] - far);
+        Mask<V> near{};
+#pragma GCC unroll 8
+        for (int i = 0; i < kRows; ++i) near |= negative_lanes<V>(squares[i] - far);
         if (!any_lane(near)) continue;
       }
-      Vec<A> any{};
-      const Vec<A> shares = load<Vec<A>>(J.shares + c);
-      const Mask columns = load<Mask>(J.instances + c);
+      Bits<V> any{};
+      const V shares = load<V>(J.shares + c);
+      const auto columns = load<Mask<V>>(J.instances + c);
 #pragma GCC unroll 1
       for (int i = 0; i < kRows; ++i) {
-        Vec<A> weights = shares * splat(I.shares[r + i]);
-        if (itself) weights = keep(weights, ~first_lanes<A>(r + i + 1 - c));
-        Term<A> term = two_instances<A>(squares[i]);
+        V weights = shares * splat_as<V>(I.shares[r + i]);
+        if (itself) weights = keep(weights, ~first_lanes<A, Mask<V>>(r + i + 1 - c));
+        Term<V> term = two_instances<V>(squares[i]);
         if (mixed) {
-          const Term<A> same = same_instance<A>(squares[i]);
-          const Mask different = columns ^ (I.instances[r + i] - Mask{});
-          const Mask other = (different | -different) >> (8 * sizeof(A) - 1);
-          term.value = blend<A>(other, term.value, same.value);
-          term.slope = blend<A>(other, term.slope, same.slope);
+          const Term<V> same = same_instance<V>(squares[i]);
+          const auto different = reinterpret_cast<Bits<V>>(columns ^ I.instances[r + i]);
+          const auto other = reinterpret_cast<Mask<V>>(
+              spread_highest<Bits<V>>(different | (Bits<V>{} - different)));
+          term.value = blend<V>(other, term.value, same.value);
+          term.slope = blend<V>(other, term.slope, same.slope);
         }
         sum += weights * term.value;
         if constexpr (gradient) {
           term.slope *= weights;
           store(slopes->values + (r + i) * kTile + c, term.slope);
-          any = reinterpret_cast<Vec<A>>(reinterpret_cast<Mask>(any) |
-                                         reinterpret_cast<Mask>(term.slope));
+          any |= reinterpret_cast<Bits<V>>(term.slope) << 1;  // of zero, the sign
         }
       }
-      if (gradient && any_nonzero<A>(any)) vectors |= 1u << (c / L);
+      if (gradient && any_lane(any)) vectors |= 1u << (c / L);
     }
     total += __builtin_convertvector(sum, Wide);
-    if constexpr (gradient) slopes->vectors[r / kRows] = static_cast<uint8_t>(vectors);
+    if constexpr (gradient) slopes->vectors[r / kRows] = vectors;
   }
   return sum_lanes(total);
 }
 
 // Half of the gradient of the points of both tiles.
-template <class A>
+template <int kBytes, class A>
 INSTEMBED_INLINE void add_gradient(const Side<A>& I, const Side<A>& J, int64_t padded,
                                    const Slopes<A>& slopes) {
-  constexpr int64_t L = kLanes<A>;
-  using V = vector_t<A, kShortLanes>;
-  for (int64_t r = 0; r < I.width; r += kRows) {
+  constexpr int L = kBytes / static_cast<int>(sizeof(A));
+  constexpr int kStep = std::min(L, kShortLanes);
+  constexpr int kHeld = 4;  // rows whose sums registers hold
+  using V = vector_t<A, kStep>;
+  for (int64_t r = 0; r < I.width; r += kHeld) {
     const uint32_t vectors = slopes.vectors[r / kRows];
     if (!vectors) continue;
     const A* values = slopes.values + r * kTile;
-    for (int64_t d = 0; d < padded; d += kShortLanes) {
-      V row[kRows], sums[kRows] = {};
+    for (int64_t d = 0; d < padded; d += kStep) {
+      V row[kHeld], sums[kHeld] = {};
 #pragma GCC unroll 4
-      for (int i = 0; i < kRows; ++i) row[i] = load<V>(I.rows + (r + i) * padded + d);
+      for (int i = 0; i < kHeld; ++i) row[i] = load<V>(I.rows + (r + i) * padded + d);
       for (uint32_t rest = vectors; rest; rest &= rest - 1) {
-        const int64_t first = __builtin_ctz(rest) * L;
+        const int64_t first = int64_t{__builtin_ctz(rest)} * L;
         for (int64_t c = first; c < first + L; ++c) {
           const V column = load<V>(J.rows + c * padded + d);
           V to = load<V>(J.sums + c * padded + d);
 #pragma GCC unroll 4
-          for (int i = 0; i < kRows; ++i) {
+          for (int i = 0; i < kHeld; ++i) {
             const V difference = row[i] - column;
             const A slope = values[i * kTile + c];
             sums[i] += slope * difference;
@@ -240,7 +248,7 @@ INSTEMBED_INLINE void add_gradient(const Side<A>& I, const Side<A>& J, int64_t p
         }
       }
 #pragma GCC unroll 4
-      for (int i = 0; i < kRows; ++i) {
+      for (int i = 0; i < kHeld; ++i) {
         A* to = I.sums + (r + i) * padded + d;
         store(to, load<V>(to) + sums[i]);
       }
@@ -248,23 +256,21 @@ INSTEMBED_INLINE void add_gradient(const Side<A>& I, const Side<A>& J, int64_t p
   }
 }
 
-template <class A>
+template <int kBytes, class A>
 INSTEMBED_INLINE double add_tiles(const Side<A>& I, const Side<A>& J, bool itself, int64_t channels,
                                   Slopes<A>* slopes) {
-  if (!slopes) return add_terms<A, false>(I, J, itself, channels, slopes);
-  const double sum = add_terms<A, true>(I, J, itself, channels, slopes);
-  add_gradient<A>(I, J, padded_channels(channels), *slopes);
+  if (!slopes) return add_terms<kBytes, false>(I, J, itself, channels, slopes);
+  const double sum = add_terms<kBytes, true>(I, J, itself, channels, slopes);
+  add_gradient<kBytes>(I, J, padded_channels(channels), *slopes);
   return sum;
 }
 
-INSTEMBED_SIMD double add_pair(const Side<float>& I, const Side<float>& J, bool itself,
-                               int64_t channels, Slopes<float>* slopes) {
-  return add_tiles<float>(I, J, itself, channels, slopes);
-}
-INSTEMBED_SIMD double add_pair(const Side<double>& I, const Side<double>& J, bool itself,
-                               int64_t channels, Slopes<double>* slopes) {
-  return add_tiles<double>(I, J, itself, channels, slopes);
-}
+INSTEMBED_SIMD_WIDTHS(double add_pair(const Side<float>& I, const Side<float>& J, bool itself,
+                                      int64_t channels, Slopes<float>* slopes),
+                      return add_tiles<kBytes>(I, J, itself, channels, slopes))
+INSTEMBED_SIMD_WIDTHS(double add_pair(const Side<double>& I, const Side<double>& J, bool itself,
+                                      int64_t channels, Slopes<double>* slopes),
+                      return add_tiles<kBytes>(I, J, itself, channels, slopes))
 
 // The gradient of the image's loss at its points.
 template <class A>

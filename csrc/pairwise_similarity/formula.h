@@ -19,80 +19,85 @@ namespace instembed::pairwise_similarity {
 constexpr double kNearest = 1e-6;  // pairs of two instances that are nearer count as so far apart
 constexpr double kLargest = 1e15;  // coordinates beyond count as this: d of any of them is finite
 
+// The integers as wide as V's lanes, and all bits set in the lanes where x is negative, -0 among
+// them.
+template <class V>
+using Mask = vector_t<MaskLane<Lane<V>>, sizeof(V) / sizeof(Lane<V>)>;
+
+template <class V>
+INSTEMBED_INLINE Mask<V> negative_lanes(const V& x) {
+  return reinterpret_cast<Mask<V>>(x) >> (8 * sizeof(Lane<V>) - 1);
+}
+
+template <class V>
+INSTEMBED_INLINE V blend(const Mask<V>& mask, const V& yes, const V& no) {
+  return reinterpret_cast<V>((reinterpret_cast<Mask<V>>(yes) & mask) |
+                             (reinterpret_cast<Mask<V>>(no) & ~mask));
+}
+
 // 2 artanh(s) / s as a series of s^2, to rounding for |s| <= 1/3.
 template <class A>
 constexpr int kArtanhTerms = sizeof(A) == 4 ? 8 : 16;
 
-template <class A>
-INSTEMBED_INLINE Vec<A> twice_artanh(const Vec<A>& s) {
+template <class V>
+INSTEMBED_INLINE V twice_artanh(const V& s) {
+  using A = Lane<V>;
   constexpr int n = kArtanhTerms<A>;
-  const Vec<A> square = s * s;
-  Vec<A> sum = splat(static_cast<A>(2.0 / (2 * n - 1)));
+  const V square = s * s;
+  V sum = splat_as<V>(static_cast<A>(2.0 / (2 * n - 1)));
 #pragma GCC unroll 16
   for (int k = n - 2; k >= 0; --k) sum = sum * square + static_cast<A>(2.0 / (2 * k + 1));
   return sum * s;
 }
 
-template <class A>
+template <class V>
 struct Decay {
-  Vec<A> e, t;  // exp(-d) and 1 - exp(-d), each to a few units in its last place
+  V e, t;  // exp(-d) and 1 - exp(-d), each to a few units in its last place
 };
 
-template <class A>
-INSTEMBED_INLINE Decay<A> decay(const Vec<A>& d) {
-  Decay<A> result;
-  result.t = Vec<A>{};
+template <class V>
+INSTEMBED_INLINE Decay<V> decay(const V& d) {
+  using A = Lane<V>;
+  Decay<V> result;
+  result.t = V{};
   result.e = exp2_lanes<A>(d * static_cast<A>(-1.44269504088896340736), &result.t);
   return result;
 }
 
-// All bits set in the lanes where x is negative, -0 among them.
-template <class A>
-INSTEMBED_INLINE Vec<MaskLane<A>> negative_lanes(const Vec<A>& x) {
-  return reinterpret_cast<Vec<MaskLane<A>>>(x) >> (8 * sizeof(A) - 1);
-}
-
-template <class A>
-INSTEMBED_INLINE Vec<A> blend(const Vec<MaskLane<A>>& mask, const Vec<A>& yes, const Vec<A>& no) {
-  using Mask = Vec<MaskLane<A>>;
-  return reinterpret_cast<Vec<A>>((reinterpret_cast<Mask>(yes) & mask) |
-                                  (reinterpret_cast<Mask>(no) & ~mask));
-}
-
-template <class A>
+template <class V>
 struct Term {
-  Vec<A> value, slope;
+  V value, slope;
 };
 
-template <class A>
-INSTEMBED_INLINE Term<A> same_instance(const Vec<A>& d) {
-  const Decay<A> x = decay<A>(d);
-  return {d - twice_artanh<A>(x.t / (4 - x.t)), 1 / (1 + x.e)};
+template <class V>
+INSTEMBED_INLINE Term<V> same_instance(const V& d) {
+  const Decay<V> x = decay(d);
+  return {d - twice_artanh<V>(x.t / (4 - x.t)), 1 / (1 + x.e)};
 }
 
-template <class A>
-INSTEMBED_INLINE Term<A> two_instances(const Vec<A>& distance) {
-  using Words = Vec<std::make_unsigned_t<MaskLane<A>>>;
+template <class V>
+INSTEMBED_INLINE Term<V> two_instances(const V& distance) {
+  using A = Lane<V>;
+  using Words = Bits<V>;
   constexpr int kFraction = sizeof(A) == 4 ? 23 : 52, kBias = sizeof(A) == 4 ? 127 : 1023;
   constexpr auto kWhole = static_cast<A>(uint64_t{1} << kFraction);
-  const Vec<A> nearest = splat(static_cast<A>(kNearest));
-  const Vec<MaskLane<A>> clamped = negative_lanes<A>(distance - nearest);
-  const Vec<A> d = blend<A>(clamped, nearest, distance);
-  const Decay<A> x = decay<A>(d);
-  const Vec<A> sum = 1 + x.e;
+  const V nearest = splat_as<V>(static_cast<A>(kNearest));
+  const Mask<V> clamped = negative_lanes<V>(distance - nearest);
+  const V d = blend<V>(clamped, nearest, distance);
+  const Decay<V> x = decay(d);
+  const V sum = 1 + x.e;
   // m = 2^k t: the exponent of 3 t / 4 is -k. As a number, by the bits of 2^kFraction + its field.
   const Words field = reinterpret_cast<Words>(x.t * static_cast<A>(0.75)) >> kFraction;
-  const Words whole = reinterpret_cast<Words>(splat(kWhole));
-  const Vec<A> k = (kBias + kWhole) - reinterpret_cast<Vec<A>>(field | whole);
-  const Vec<A> m =
-      reinterpret_cast<Vec<A>>(reinterpret_cast<Words>(x.t) + ((kBias - field) << kFraction));
-  const Vec<MaskLane<A>> far = negative_lanes<A>(x.e - static_cast<A>(1.0 / 3));
-  const Vec<A> above = blend<A>(far, 2 * x.e, sum - m);
-  const Vec<A> below = blend<A>(far, splat(A(2)), sum + m);
-  const Vec<A> product = x.t * sum, inverse = 1 / (product * below);  // one division for two
-  Term<A> term;
+  const Words whole = reinterpret_cast<Words>(splat_as<V>(kWhole));
+  const V k = (kBias + kWhole) - reinterpret_cast<V>(field | whole);
+  const V m = reinterpret_cast<V>(reinterpret_cast<Words>(x.t) + ((kBias - field) << kFraction));
+  const Mask<V> far = negative_lanes<V>(x.e - static_cast<A>(1.0 / 3));
+  const V above = blend<V>(far, 2 * x.e, sum - m);
+  const V below = blend<V>(far, splat_as<V>(A(2)), sum + m);
+  const V product = x.t * sum, inverse = 1 / (product * below);  // one division for two
+  Term<V> term;
   term.value = keep(k * static_cast<A>(0.693147180559945309417), ~far) +
-               twice_artanh<A>(above * product * inverse);
+               twice_artanh<V>(above * product * inverse);
   term.slope = keep(-2 * x.e * below * inverse, ~clamped);
   return term;
 }

@@ -107,7 +107,7 @@ INSTEMBED_INLINE void scan_task(const Balls<A>& balls, const Pixels<T>& pixels, 
                                 A* scratch, Visit&& visit, After&& after) {
   Scanner<A, kBytes> scanner(balls.seeds);
   LazyTile<A, T> tile(balls.seeds, pixels.image, pixels.tile, scratch);
-  MaskLane<A> counted[kMaxTile];
+  MaskLane<A> counted[kMaxTile] = {};
   const int64_t begin = task * pixels.tiles_a_task();
   const int64_t end = std::min(pixels.tiles(), begin + pixels.tiles_a_task());
   for (int64_t t = begin; t < end; ++t) {
@@ -172,7 +172,7 @@ INSTEMBED_INLINE void assign_of(const Balls<A>& balls, const Pixels<T>& pixels, 
   const A error = static_cast<A>(1 + 4 * mean_shift::distance_error<A>(dims));
   const A tiny = static_cast<A>(sizeof(A) == 4 ? 1e-35 : 1e-299);
   MaskLane<A> owner[kMaxTile] = {};
-  A nearest[kMaxTile];
+  A nearest[kMaxTile] = {};
   scan_task<kBytes>(
       balls, pixels, task, scratch,
       [&](const LazyTile<A, T>& tile, int s, int64_t i, const V& squared, const Lanes& lanes) {

@@ -114,8 +114,9 @@ struct Counter {
 
   // By bits: GCC 12 breaks down at comparing 64 bytes of int64.
   INSTEMBED_INLINE Mask of_instance(int s, int64_t i) const {
-    const Mask difference = load<Mask>(slots + i) ^ task.slots[s];
-    return ~((difference | -difference) >> (8 * sizeof(A) - 1));
+    using Word = Bits<V>;
+    const auto difference = reinterpret_cast<Word>(load<Mask>(slots + i) ^ task.slots[s]);
+    return reinterpret_cast<Mask>(~spread_highest<Word>(difference | (Word{} - difference)));
   }
 };
 
@@ -123,7 +124,7 @@ template <int kBytes, class A, class T>
 INSTEMBED_INLINE void count_tiles_of(const Task<A>& task, const Image<const T>& image,
                                      const RunsView& runs, int64_t first_tile, int64_t begin,
                                      int64_t end, A* scratch, MaskLane<A>* sums, Count* counts) {
-  MaskLane<A> slots[kMaxTile], counted[kMaxTile];
+  MaskLane<A> slots[kMaxTile] = {}, counted[kMaxTile] = {};  // whole vectors of the last are read
   int32_t unpacked[kMaxTile];
   Scanner<A, kBytes> scanner(task.seeds);
   LazyTile<A, T> tile(task.seeds, image, runs.tile, scratch);

@@ -32,7 +32,9 @@ constexpr int kBlock = 64;
 constexpr int kBlocksPerTask = 16;
 constexpr int kBatch = 4 * kBlocksPerTask;  // blocks brought up to date side by side
 constexpr double kNever = -std::numeric_limits<double>::infinity();
-constexpr double kTaken = -1;  // in place of a distance: no seed can be here
+constexpr double kSmall = 1e-300;   // log_about is for numbers from there to its inverse
+constexpr double kSmallLog = -690;  // of such numbers; log_about gives less below 1e-300, too
+constexpr double kTaken = -1;       // in place of a distance: no seed can be here
 
 // The logarithm of normal numbers to 1e-9, whatever their size.
 template <class V>
@@ -50,9 +52,10 @@ INSTEMBED_INLINE V log_about(const V& x) {
   return exponent * 0.6931471805599453 + 2.0 * t * series;
 }
 
-double objective(double log_seediness, double distance, double diversity) {
+double objective(double seediness, double distance, double diversity) {
   if (!(distance > 0)) return kNever;  // taken, or the embedding of a seed again
-  return diversity > 0 ? log_seediness + diversity * std::log(distance) : log_seediness;
+  const double value = std::log(seediness);
+  return diversity > 0 ? value + diversity * std::log(distance) : value;
 }
 
 struct Best {
@@ -77,11 +80,41 @@ template <class A>
 struct Block {
   PlanarTile<A> tile;
   int n;
-  const A* box;  // lowest and highest values, channel after channel
-  const double* log_seediness;
+  A* box;  // lowest and highest values, channel after channel
+  const double* seediness;
+  double* logs;  // of seediness, about
   double* distances;
   double* farthest;  // the largest distance
 };
+
+// The box, the lanes of pixels that are finite, and the logarithms of their seediness.
+template <int kBytes, class A>
+INSTEMBED_INLINE void open_block(const Block<A>& block, int dims, MaskLane<A>* finite) {
+  constexpr int W = kBytes / static_cast<int>(sizeof(A)), L = kBytes / 8;
+  using V = vector_t<A, W>;
+  using Lanes = vector_t<MaskLane<A>, W>;
+  const V infinity = splat_as<V>(std::numeric_limits<A>::infinity());
+  std::fill_n(finite, kBlock, MaskLane<A>{-1});
+  for (int d = 0; d < dims; ++d) {
+    V low = infinity, high = -infinity;
+    for (int i = 0; i < block.n; i += W) {
+      const auto inside = first_lanes<A, Lanes>(block.n - i);
+      const V x = load<V>(block.tile.row(d) + i);
+      store(finite + i, load<Lanes>(finite + i) & (x - x == V{}));
+      low = inside & (x < low) ? x : low;  // passes over NaN
+      high = inside & (x > high) ? x : high;
+    }
+    block.box[2 * d] = low[0];
+    block.box[2 * d + 1] = high[0];
+    for (int k = 1; k < W; ++k) {
+      block.box[2 * d] = std::min(block.box[2 * d], low[k]);
+      block.box[2 * d + 1] = std::max(block.box[2 * d + 1], high[k]);
+    }
+  }
+  for (int i = 0; i < block.n; i += L) {
+    store(block.logs + i, log_about(load<vector_t<double, L>>(block.seediness + i)));
+  }
+}
 
 // The seeds from `seen` to `count` that may be nearer to a pixel than what it has.
 template <int kBytes, class A>
@@ -110,39 +143,53 @@ INSTEMBED_INLINE void find_nearer(const Block<A>& block, const Chosen<A>& chosen
   }
 }
 
-// Brings distances up to date with a seed.
+// Brings distances up to date with seed k. Returns whether one is nearer now.
 template <int kBytes, class A>
-INSTEMBED_INLINE void approach(const Block<A>& block, int dims, const double* seed, A* limits) {
-  constexpr int L = kBytes / 8;                                         // in double
-  constexpr int kParts = static_cast<int>(sizeof(double) / sizeof(A));  // vectors of doubles
+INSTEMBED_INLINE bool approach(const Block<A>& block, const Chosen<A>& chosen, int64_t k,
+                               A* limits) {
+  constexpr int L = kBytes / 8;                            // in double
+  constexpr int W = kBytes / static_cast<int>(sizeof(A));  // in A
+  constexpr int kHeld = kLanes<A> / W;                     // as many as may be read past the end
   using V = vector_t<double, L>;
   using Narrow = vector_t<A, L>;
-  using Wide = vector_t<A, L * kParts>;
-  const A error = static_cast<A>(1 + 4 * mean_shift::distance_error<A>(dims));
-  for (int i = 0; i < block.n; i += L * kParts) {
-    if constexpr (kParts > 1) {
-      Wide sum{};
-      for (int d = 0; d < dims; ++d) {
-        const Wide difference = load<Wide>(block.tile.row(d) + i) - static_cast<A>(seed[d]);
-        sum += difference * difference;
+  using Wide = vector_t<A, W>;
+  const A error = static_cast<A>(1 + 4 * mean_shift::distance_error<A>(chosen.dims));
+  const double* seed = chosen.rows.data() + k * chosen.dims;
+  vector_t<int64_t, L> nearer{};
+  for (int i = 0; i < block.n; i += kLanes<A>) {
+    Wide sums[kHeld] = {};
+    if constexpr (W > L) {
+      for (int d = 0; d < chosen.dims; ++d) {
+        const A* row = block.tile.row(d) + i;
+        const Wide value = splat_as<Wide>(chosen.planar[d * chosen.row + k]);
+#pragma GCC unroll 4
+        for (int h = 0; h < kHeld; ++h) {
+          const Wide difference = load<Wide>(row + h * W) - value;
+          sums[h] += difference * difference;
+        }
       }
-      if (!any_lane(~(sum > load<Wide>(limits + i)))) continue;
     }
-    for (int at = i; at < i + L * kParts; at += L) {
-      V sum{};
-      for (int d = 0; d < dims; ++d) {
-        const V difference =
-            __builtin_convertvector(load<Narrow>(block.tile.row(d) + at), V) - seed[d];
-        sum += difference * difference;
-      }
-      V nearest = load<V>(block.distances + at);
-      nearest = sum < nearest ? sum : nearest;
-      store(block.distances + at, nearest);
-      if constexpr (kParts > 1) {
-        store(limits + at, __builtin_convertvector(nearest, Narrow) * error + A(1e-35));
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeld; ++h) {
+      if (W > L && !any_lane(~(sums[h] > load<Wide>(limits + i + h * W)))) continue;
+      for (int at = i + h * W; at < i + (h + 1) * W; at += L) {
+        V sum{};
+        for (int d = 0; d < chosen.dims; ++d) {
+          const V difference =
+              __builtin_convertvector(load<Narrow>(block.tile.row(d) + at), V) - seed[d];
+          sum += difference * difference;
+        }
+        V nearest = load<V>(block.distances + at);
+        nearer |= sum < nearest;
+        nearest = sum < nearest ? sum : nearest;
+        store(block.distances + at, nearest);
+        if constexpr (W > L) {
+          store(limits + at, __builtin_convertvector(nearest, Narrow) * error + A(1e-35));
+        }
       }
     }
   }
+  return any_lane(nearer);
 }
 
 // The first of the best pixels.
@@ -157,8 +204,9 @@ INSTEMBED_INLINE Best find_best(const Block<A>& block, double diversity) {
   for (int i = 0; i < block.n; i += L) {
     const V nearest = load<V>(block.distances + i);
     const Mask possible = nearest > 0.0;
-    strange |= possible & ((nearest < 1e-300) | (nearest > 1e300));
-    V value = load<V>(block.log_seediness + i);
+    V value = load<V>(block.logs + i);
+    strange |= possible & ((nearest < kSmall) | (nearest > 1 / kSmall) | (value < kSmallLog) |
+                           (value > -kSmallLog));
     if (diversity > 0) value += diversity * log_about(nearest);
     value = possible ? value : kNever - V{};
     store(about + i, value);
@@ -171,13 +219,14 @@ INSTEMBED_INLINE Best find_best(const Block<A>& block, double diversity) {
     least = std::max(least, largest[k]);
     *block.farthest = std::max(*block.farthest, farthest[k]);
   }
-  least = any_lane(strange) ? kNever : least - 1e-8 * diversity - 1e-11 * (1 + std::abs(least));
+  least =
+      any_lane(strange) ? kNever : least - 1e-8 * (1 + diversity) - 1e-11 * (1 + std::abs(least));
   Best best;
   for (int i = 0; i < block.n; i += L) {
     if (!any_lane(~(load<V>(about + i) < least))) continue;
     for (int k = i; k < std::min(i + L, block.n); ++k) {
       if (about[k] < least) continue;
-      const double value = objective(block.log_seediness[k], block.distances[k], diversity);
+      const double value = objective(block.seediness[k], block.distances[k], diversity);
       if (value > best.value) best = {value, k};
     }
   }
@@ -197,11 +246,10 @@ INSTEMBED_INLINE bool update_block(const Block<A>& block, const Chosen<A>& chose
   for (int i = 0; i < kBlock; ++i) {
     limits[i] = static_cast<A>(block.distances[i] * error) + A(1e-35);
   }
-  for (const int32_t k : *nearer) {
-    approach<kBytes>(block, chosen.dims, chosen.rows.data() + int64_t{k} * chosen.dims, limits);
-  }
-  *best = find_best<kBytes>(block, diversity);
-  return true;
+  bool changed = std::isinf(*block.farthest);  // nothing is known of its best pixel yet
+  for (const int32_t k : *nearer) changed |= approach<kBytes>(block, chosen, k, limits);
+  if (changed) *best = find_best<kBytes>(block, diversity);
+  return changed;
 }
 
 #define INSTEMBED_UPDATE(A)                                                                    \
@@ -212,6 +260,13 @@ INSTEMBED_INLINE bool update_block(const Block<A>& block, const Chosen<A>& chose
 INSTEMBED_UPDATE(float)
 INSTEMBED_UPDATE(double)
 #undef INSTEMBED_UPDATE
+
+#define INSTEMBED_OPEN(A)                                                                \
+  INSTEMBED_SIMD_WIDTHS(void open(const Block<A>& block, int dims, MaskLane<A>* finite), \
+                        open_block<kBytes>(block, dims, finite))
+INSTEMBED_OPEN(float)
+INSTEMBED_OPEN(double)
+#undef INSTEMBED_OPEN
 
 // A block in the queue: the seeds before `seen` are in its distances, and its best pixel among
 // those is at `place`.
@@ -238,12 +293,14 @@ class Selector {
         dims_(static_cast<int>(image.channels)),
         blocks_((image.pixels + kBlock - 1) / kBlock),
         // Vectors may go on past the last pixel.
-        log_seediness_(new double[blocks_ * kBlock]),
+        seediness_(new double[blocks_ * kBlock]),
+        logs_(new double[blocks_ * kBlock]),
         distances_(new double[blocks_ * kBlock]),
         farthest_(blocks_, std::numeric_limits<double>::infinity()),
         boxes_(blocks_ * dims_ * 2) {
-    prefer_huge_pages(log_seediness_.get(), blocks_ * kBlock * sizeof(double));
-    prefer_huge_pages(distances_.get(), blocks_ * kBlock * sizeof(double));
+    for (const auto* values : {&seediness_, &logs_, &distances_}) {
+      prefer_huge_pages(values->get(), blocks_ * kBlock * sizeof(double));
+    }
   }
 
   // read(pixel) is its seediness, NaN for pixels that may be no seed.
@@ -251,7 +308,7 @@ class Selector {
   void run(Read&& read, int64_t count, int64_t* indices, double* scores) {
     Chosen<A> chosen(dims_, count);
     std::vector<Entry> first(blocks_);
-    for_blocks(blocks_, [&](int64_t b, Room*) { first[b] = start(b, read); });
+    for_blocks(blocks_, [&](int64_t b, Room* room) { first[b] = start(b, read, room); });
     std::vector<Entry> waiting;
     for (const Entry& entry : first) {
       if (entry.bound > kNever) waiting.push_back(entry);
@@ -277,8 +334,10 @@ class Selector {
         take(best, read, &chosen, indices, scores, k++);
         continue;
       }
-      for_blocks(static_cast<int64_t>(batch.size()),
-                 [&](int64_t e, Room* room) { refresh(&batch[e], chosen, k, room); });
+      for_blocks(static_cast<int64_t>(batch.size()), [&](int64_t e, Room* room) {
+        if (e + 1 < static_cast<int64_t>(batch.size())) prefetch(batch[e + 1].block);
+        refresh(&batch[e], chosen, k, room);
+      });
       for (const Entry& entry : batch) {
         if (entry.bound > kNever) queue.push(entry);
       }
@@ -304,37 +363,53 @@ class Selector {
     return static_cast<int>(std::min<int64_t>(kBlock, image_.pixels - b * kBlock));
   }
 
-  template <class Read>
-  Entry start(int64_t b, Read&& read) {
-    Entry entry{kNever, b, 0, 0};
-    const int64_t from = b * kBlock;
+  Block<A> load_block(int64_t b, Room* room) {
+    const int64_t from = b * kBlock, stride = planar_stride(kBlock);
     const int n = size(b);
-    std::fill_n(&log_seediness_[from], kBlock, kNever);
-    std::fill_n(&distances_[from], kBlock, kTaken);
-    bool finite[kBlock];
-    std::fill(finite, finite + n, true);
-    for (int d = 0; d < dims_; ++d) {
-      const T* row = image_.data + d * image_.channel_stride + from * image_.pixel_stride;
-      A low = std::numeric_limits<A>::infinity(), high = -low;
-      for (int i = 0; i < n; ++i) {
-        const A value = convert<A>(row[i * image_.pixel_stride]);
-        finite[i] &= std::isfinite(value);
-        low = value < low ? value : low;
-        high = value > high ? value : high;
+    if (room->pixels.empty()) room->pixels.resize(dims_ * stride / kLanes<A> + 1);
+    auto* scratch = reinterpret_cast<A*>(room->pixels.data());
+    return {load_planar<A>(image_, from, n, scratch, stride),
+            n,
+            boxes_.data() + 2 * b * dims_,
+            seediness_.get() + from,
+            logs_.get() + from,
+            distances_.get() + from,
+            &farthest_[b]};
+  }
+
+  // Blocks come from all over the image.
+  void prefetch(int64_t b) const {
+    const int64_t from = b * kBlock;
+    constexpr int kStep = 64 / static_cast<int>(sizeof(T));
+    if (image_.pixel_stride == 1) {
+      for (int d = 0; d < dims_; ++d) {
+        const T* row = image_.data + d * image_.channel_stride + from;
+        for (int i = 0; i < size(b); i += kStep) __builtin_prefetch(row + i);
       }
-      boxes_[2 * (b * dims_ + d)] = low;
-      boxes_[2 * (b * dims_ + d) + 1] = high;
     }
-    for (int i = 0; i < n; ++i) {
-      const double seediness = read(from + i);
-      if (!finite[i] || !(seediness > 0) || !(seediness >= selection_.min_seediness) ||
-          !std::isfinite(seediness)) {
-        continue;
-      }
-      log_seediness_[from + i] = std::log(seediness);
-      distances_[from + i] = std::numeric_limits<double>::infinity();
-      if (seediness > entry.bound) {
-        entry.bound = seediness;
+    for (int i = 0; i < kBlock; i += 8) {
+      __builtin_prefetch(&logs_[from + i]);
+      __builtin_prefetch(&distances_[from + i], 1);
+    }
+  }
+
+  template <class Read>
+  Entry start(int64_t b, Read&& read, Room* room) {
+    Entry entry{kNever, b, 0, 0};
+    const Block<A> block = load_block(b, room);
+    double* seediness = &seediness_[b * kBlock];
+    for (int i = 0; i < kBlock; ++i) {
+      const double value = i < block.n ? read(b * kBlock + i) : 0;
+      const bool possible = value > 0 && value >= selection_.min_seediness && std::isfinite(value);
+      seediness[i] = possible ? value : 0;
+    }
+    MaskLane<A> finite[kBlock];
+    open(block, dims_, finite);
+    for (int i = 0; i < kBlock; ++i) {
+      const bool possible = finite[i] && seediness[i] > 0;
+      block.distances[i] = possible ? std::numeric_limits<double>::infinity() : kTaken;
+      if (possible && seediness[i] > entry.bound) {
+        entry.bound = seediness[i];
         entry.place = i;
       }
     }
@@ -342,16 +417,7 @@ class Selector {
   }
 
   void refresh(Entry* entry, const Chosen<A>& chosen, int64_t seeds, Room* room) {
-    const int64_t from = entry->block * kBlock, stride = planar_stride(kBlock);
-    const int n = size(entry->block);
-    if (room->pixels.empty()) room->pixels.resize(dims_ * stride / kLanes<A> + 1);
-    auto* scratch = reinterpret_cast<A*>(room->pixels.data());
-    const Block<A> block{load_planar<A>(image_, from, n, scratch, stride),
-                         n,
-                         boxes_.data() + 2 * entry->block * dims_,
-                         log_seediness_.get() + from,
-                         distances_.get() + from,
-                         &farthest_[entry->block]};
+    const Block<A> block = load_block(entry->block, room);
     Best best;
     if (update(block, chosen, entry->seen, seeds, selection_.diversity, &room->nearer, &best)) {
       entry->bound = best.value;
@@ -379,7 +445,7 @@ class Selector {
   const int threads_;
   const int dims_;
   const int64_t blocks_;
-  std::unique_ptr<double[]> log_seediness_, distances_;
+  std::unique_ptr<double[]> seediness_, logs_, distances_;
   std::vector<double> farthest_;  // a block
   std::vector<A> boxes_;
 };
