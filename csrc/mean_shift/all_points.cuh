@@ -36,9 +36,10 @@ struct AllWork {
 template <class T, class S>
 class AllPoints {
  public:
-  struct Shared {  // each (kWarps, channels)
-    SharedPtr<double> sums, centers;
-    SharedPtr<S> rounded;
+  struct Shared {
+    SharedPtr<double> sums, centers;  // (kWarps, channels)
+    SharedPtr<S> rounded;             // (kWarps, channels)
+    SharedPtr<int64_t> label_class;   // that is grouped; not in a register: they are all taken
   };
 
   __device__ AllPoints(const Cloud<T, S>& cloud, const Rules& rules, const Modes& modes,
@@ -53,7 +54,10 @@ class AllPoints {
   __device__ void run() {
     find_tiles(cloud_, &group_);
     while (!group_.first().none() && !instances_.overflow()) {
-      class_ = group_.first().label_class;
+      const int64_t label_class = group_.first().label_class;
+      __syncthreads();  // the class before has been read
+      if (threadIdx.x == 0) shared_.label_class[0] = label_class;
+      __syncthreads();
       climb_all();
       group_.wait();
       const int32_t kept = keep_modes();
@@ -63,7 +67,7 @@ class AllPoints {
         const int32_t size = modes_.sizes[cloud_.start + k];
         // A mode may end without points: scikit-learn keeps it, and so does min_size = 1.
         instances_.add(group_.block == 0, rules_.min_size == 1 || size >= rules_.min_size, size,
-                       class_, mean(modes_.order[cloud_.start + k]));
+                       label_class(), mean(modes_.order[cloud_.start + k]));
       }
       next_class();
     }
@@ -73,19 +77,19 @@ class AllPoints {
   __device__ const double* mean(int64_t i) const {
     return modes_.means + (cloud_.start + i) * cloud_.channels;
   }
+  __device__ int64_t label_class() const { return shared_.label_class[0]; }
   __device__ int32_t& count(int64_t i) const { return modes_.counts[cloud_.start + i]; }
   // Whether a pixel is of the class that is grouped.
   __device__ bool takes_part(int64_t i) const {
     const int64_t tile = i / kTile;
     return (cloud_.active(tile) >> (i % kTile) & 1) &&
-           (!cloud_.classified() || cloud_.label_class(tile) == class_);
+           (!cloud_.classified() || cloud_.label_class(tile) == label_class());
   }
 
   __device__ void climb_all() {
     int32_t longest = 0;
-    const int64_t step = int64_t{group_.blocks} * kWarps;
-    for (int64_t i = int64_t{group_.block} * kWarps + warp_of_thread(); i < cloud_.pixels;
-         i += step) {
+    const int step = group_.blocks * kWarps;
+    for (int64_t i = group_.block * kWarps + warp_of_thread(); i < cloud_.pixels; i += step) {
       if (!takes_part(i)) continue;
       const int32_t iterations = climb(i);
       longest = iterations > longest ? iterations : longest;
@@ -145,7 +149,7 @@ class AllPoints {
   __device__ int32_t add_all(const DeviceBall<S>& ball, SharedPtr<double> sum) {
     int32_t found = 0;
     for (int64_t first = 0; first < cloud_.tiles(); first += kChunk) {
-      const Members members = find_members(cloud_, first, class_, ball);
+      const Members members = find_members(cloud_, first, label_class(), ball);
       if (!__any_sync(kAllLanes, members.inside != 0)) continue;
       found += __popc(members.inside);
       add_members(cloud_, first, members, sum);
@@ -234,11 +238,12 @@ class AllPoints {
     group_.template pass<false>([&](int64_t from, SharedPtr<double>, int*, First* first) {
       const int64_t end = from + kChunk < cloud_.tiles() ? from + kChunk : cloud_.tiles();
       for (int64_t tile = from; tile < end; ++tile) {
-        Left left{cloud_.active(tile), cloud_.classified() ? cloud_.label_class(tile) : class_};
+        Left left{cloud_.active(tile),
+                  cloud_.classified() ? cloud_.label_class(tile) : label_class()};
         const uint32_t later = cloud_.classified() ? cloud_.later(tile) : 0;
         __syncwarp();  // all lanes have read
-        if (left.active != 0 && left.label_class == class_) {
-          left = describe(cloud_, tile, 0u, later, class_);
+        if (left.active != 0 && left.label_class == label_class()) {
+          left = describe(cloud_, tile, 0u, later, label_class());
         }
         meet_first(tile, left, first);
       }
@@ -251,19 +256,19 @@ class AllPoints {
   Shared shared_;
   Group& group_;
   Instances<T, S>& instances_;
-  int64_t class_ = 0;
 };
 
 template <class T, class S>
 __global__ void __launch_bounds__(kThreads)
     all_points_kernel(Input<T> input, AllWork<S> work, Output out, Rules rules, int blocks) {
-  INSTEMBED_SHARED(int64_t, numbers, Group::kNumbers);
+  INSTEMBED_SHARED(int64_t, numbers, Group::kNumbers + 1);
   DynamicShared shared;
   const int channels = input.channels;
   const SharedPtr<double> sums = shared.take<double>(kWarps * channels);
   const Group::Shared of_group{sums, shared.take<double>(channels), numbers};
   const typename AllPoints<T, S>::Shared of_points{sums, shared.take<double>(kWarps * channels),
-                                                   shared.take<S>(kWarps * channels)};
+                                                   shared.take<S>(kWarps * channels),
+                                                   numbers + Group::kNumbers};
   Group group(work.exchange, of_group, channels, blocks);
   const int64_t groups = gridDim.x / blocks;
   for (int64_t image = group.index; image < input.images.images; image += groups) {

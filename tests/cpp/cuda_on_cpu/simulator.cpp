@@ -425,15 +425,17 @@ void on_read(Array* array, int64_t index) {
       !ordered(shadow.writer, shadow.write_step)) {
     race(array, index, "read here and written by", shadow.writer);
   }
-  if (shadow.read_epoch != fiber.epoch) {
+  const bool one_warp = shadow.reader_warp == current / 32;
+  if (shadow.read_epoch != fiber.epoch || (one_warp && shadow.read_step < fiber.step)) {
+    // Reads before are over, here by a warp operation: who writes now need not wait for them.
     shadow.reader = static_cast<int16_t>(current);
     shadow.reader_warp = static_cast<int16_t>(current / 32);
+    shadow.read_step = fiber.step;
   } else {
     if (shadow.reader != current) shadow.reader = -2;
-    if (shadow.reader_warp != current / 32) shadow.reader_warp = -2;
+    if (!one_warp) shadow.reader_warp = -2;
+    shadow.read_step = std::max(shadow.read_step, fiber.step);
   }
-  shadow.read_step =
-      shadow.read_epoch == fiber.epoch ? std::max(shadow.read_step, fiber.step) : fiber.step;
   shadow.read_epoch = fiber.epoch;
 }
 
