@@ -54,9 +54,9 @@ class AllPoints {
   __device__ void run() {
     find_tiles(cloud_, &group_);
     while (!group_.first().none() && !instances_.overflow()) {
-      const int64_t label_class = group_.first().label_class;
+      const int64_t lowest = group_.first().label_class;
       __syncthreads();  // the class before has been read
-      if (threadIdx.x == 0) shared_.label_class[0] = label_class;
+      if (threadIdx.x == 0) shared_.label_class[0] = lowest;
       __syncthreads();
       climb_all();
       group_.wait();
