@@ -264,7 +264,9 @@ def assert_same_groups(
     for name in ("labels", "counts", "num_instances"):
         assert torch.equal(getattr(ours, name).cpu(), getattr(expected, name)), name
     assert ours.centers.dtype == expected.centers.dtype
-    assert_close(ours.centers.cpu(), expected.centers, 1e-12 if embeddings.dtype == torch.float64 else 1e-6)
+    assert_close(
+        ours.centers.cpu(), expected.centers.double(), 1e-12 if embeddings.dtype == torch.float64 else 1e-6
+    )
     return ours
 
 

@@ -88,8 +88,9 @@ class AllPoints {
 
   __device__ void climb_all() {
     int32_t longest = 0;
-    const int step = group_.blocks * kWarps;
-    for (int64_t i = group_.block * kWarps + warp_of_thread(); i < cloud_.pixels; i += step) {
+    const auto pixels = static_cast<uint32_t>(cloud_.pixels);  // below 2^31, so that i is too
+    const uint32_t step = group_.blocks * kWarps;
+    for (uint32_t i = group_.block * kWarps + warp_of_thread(); i < pixels; i += step) {
       if (!takes_part(i)) continue;
       const int32_t iterations = climb(i);
       longest = iterations > longest ? iterations : longest;
@@ -101,7 +102,7 @@ class AllPoints {
   }
 
   // Follows the trajectory from pixel i, by a warp. Returns the shifts after the first.
-  __device__ int32_t climb(int64_t i) {
+  __device__ int32_t climb(uint32_t i) {
     const int lane = lane_of_thread(), channels = cloud_.channels;
     const SharedPtr<double> sum = shared_.sums + warp_of_thread() * channels;
     DeviceBall<S> ball;
@@ -148,7 +149,8 @@ class AllPoints {
   // The members of a ball among all points: their number, and their sum.
   __device__ int32_t add_all(const DeviceBall<S>& ball, SharedPtr<double> sum) {
     int32_t found = 0;
-    for (int64_t first = 0; first < cloud_.tiles(); first += kChunk) {
+    const auto tiles = static_cast<int32_t>(cloud_.tiles());
+    for (int32_t first = 0; first < tiles; first += kChunk) {
       const Members members = find_members(cloud_, first, label_class(), ball);
       if (!__any_sync(kAllLanes, members.inside != 0)) continue;
       found += __popc(members.inside);

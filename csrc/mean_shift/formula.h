@@ -21,6 +21,9 @@ template <class S, class Center>
 INSTEMBED_HOST_DEVICE inline double squared_distance(const S* point, int64_t stride,
                                                      const Center& center, int dims) {
   double total = 0;
+#if defined(__CUDA_ARCH__)
+#pragma unroll 1  // this is rare where registers are dear
+#endif
   for (int d = 0; d < dims; ++d) {
     const double difference =
         static_cast<double>(point[d * stride]) - static_cast<double>(center[d]);
