@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 
+#include "cosine_margin/subsets.h"
 #include "sphere/caps.h"
 #include "sphere/pairs.h"
 
@@ -37,9 +38,11 @@ struct Totals {
   std::vector<double> weights;
 };
 
+// h' of one pair of tiles: numbers, row by row, of the squared hinge, zeros and ones of the other.
 template <class A>
 struct alignas(64) Block {
-  A values[kTile * kTile];  // h' of one pair of tiles, row by row
+  A values[kTile * kTile];
+  Subsets<A> subsets;
   BlockMap map;
 };
 
@@ -81,7 +84,7 @@ INSTEMBED_INLINE void fill_block(const Side<A>& I, const Side<A>& J, int64_t cha
   using Part = Piece<A, P>;
   using Mask = Piece<MaskLane<A>, P>;
   constexpr int kBits = 8 * sizeof(A) - 1, lanes = kLanes<A> / P;
-  Part dots[kBlock][V * P] = {};
+  Part dots[kBlock][V * P];
   sphere::add_dots<A, P, V>(I.rows + r0 * padded, padded, J.planar + c0, J.width, channels, dots);
 #pragma GCC unroll 2
   for (int v = 0; v < V; ++v) {
@@ -91,22 +94,23 @@ INSTEMBED_INLINE void fill_block(const Side<A>& I, const Side<A>& J, int64_t cha
     for (int p = 0; p < P; ++p) {
       const int64_t c = column + p * lanes;
       const Mask ids = load<Mask>(J.ids + c);
+      Mask active[kBlock];
       Part sum{};
 #pragma GCC unroll 8
       for (int r = 0; r < kBlock; ++r) {
         const Part above = dots[r][v * P + p] - splat_as<Part>(least);
         // Not the sign of -above, which is set for zero.
-        Mask active = reinterpret_cast<Mask>(splat_as<Part>(least) - dots[r][v * P + p]) >> kBits;
+        active[r] = reinterpret_cast<Mask>(splat_as<Part>(least) - dots[r][v * P + p]) >> kBits;
         if (compare) {
           const Mask other = ids ^ splat_as<Mask>(I.ids[r0 + r]);
-          active &= (other | -other) >> kBits;
+          active[r] &= (other | -other) >> kBits;
         }
-        any |= active;
-        const Part hinge = keep(above, active);
+        any |= active[r];
+        const Part hinge = keep(above, active[r]);
         sum += splat_as<Part>(I.weights[r0 + r]) * (squared ? hinge * hinge : hinge);
-        store(block->values + (r0 + r) * kTile + c,
-              squared ? hinge : keep(splat_as<Part>(A(1)), active));
+        if (squared) store(block->values + (r0 + r) * kTile + c, hinge);
       }
+      if (!squared && I.sums) select<A>(active, r0, c, &block->subsets);
       *total += sum * load<Part>(J.weights + c);
     }
     if (!any_lane(any)) continue;
@@ -133,7 +137,15 @@ INSTEMBED_INLINE double add_pair(const Side<A>& I, const Side<A>& J, int64_t cha
       fill_block<A, P, 1, squared>(I, J, channels, padded, least, compare, r, c, block, &total);
     }
   }
-  if (I.sums) {
+  if (I.sums && !squared) {
+    constexpr int lanes = kLanes<A> / P;
+    add_selected<A, P>(block->subsets.rows, row_place<lanes>, block->map.rows, J.weighted, I.width,
+                       padded, I.sums);
+    if (both) {
+      add_selected<A, P>(block->subsets.columns, column_place, block->map.columns, I.weighted,
+                         J.width, padded, J.sums);
+    }
+  } else if (I.sums) {
     const sphere::Term<A> rows[] = {{block->values, J.weighted}};
     sphere::multiply<A, P>(rows, block->map.rows, kTile, 1, I.width, padded, I.sums);
     if (both) {

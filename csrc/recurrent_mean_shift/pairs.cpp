@@ -42,12 +42,14 @@ template <class A>
 struct Numbers {  // of the rule
   A scale;        // of -|x - y|^2 / 2 in the power of 2
   A least;        // powers below it do not count
+  A least_dot;    // nor do pairs whose x . y is below it
   A rate;
 
-  explicit Numbers(const Rule& rule) {
+  Numbers(const Rule& rule, A smallest_half, int64_t channels) {
     const double log2e = 1.44269504088896340736;
     scale = static_cast<A>(rule.rate() * log2e);
     least = static_cast<A>(std::log2(least_value<A>(rule)));
+    least_dot = 2 * smallest_half + least / scale - static_cast<A>(sphere::rounding<A>(channels));
     rate = static_cast<A>(rule.rate());
   }
 };
@@ -74,10 +76,16 @@ INSTEMBED_INLINE void fill_block(const Side<A>& I, const Side<A>& J, int64_t cha
   using Mask = Piece<MaskLane<A>, P>;
   constexpr int kBits = 8 * sizeof(A) - 1, lanes = kLanes<A> / P;
   const Part scale = splat_as<Part>(numbers.scale), least = splat_as<Part>(numbers.least);
-  Part powers[kBlock][V * P] = {};
-  add_dots<A, P, V>(I.rows + r0 * padded, padded, J.planar + c0, J.width, channels, powers);
+  Part powers[kBlock][V * P];
+  Mask near[V] = {};
+  add_dots<A, P, V, true>(I.rows + r0 * padded, padded, J.planar + c0, J.width, channels, powers,
+                          [&](int v, const Part& dot) {
+                            near[v] |=
+                                reinterpret_cast<Mask>(splat_as<Part>(numbers.least_dot) - dot);
+                          });
 #pragma GCC unroll 2
   for (int v = 0; v < V; ++v) {
+    if (!any_lane(near[v] >> kBits)) continue;
     const int64_t column = c0 + v * kLanes<A>;
     Mask any{};
 #pragma GCC unroll 2
@@ -112,9 +120,10 @@ INSTEMBED_INLINE void fill_block(const Side<A>& I, const Side<A>& J, int64_t cha
       if constexpr (!weighted) column_sums[c / lanes] += column_sum;
     }
     if constexpr (weighted) {
-      Part dots[kBlock][P] = {};
+      Part dots[kBlock][P];
       add_dots<A, P, 1>(I.rows + r0 * padded, padded, J.a_planar + column, J.width, channels, dots);
-      add_dots<A, P, 1>(I.a_rows + r0 * padded, padded, J.planar + column, J.width, channels, dots);
+      add_dots<A, P, 1, false>(I.a_rows + r0 * padded, padded, J.planar + column, J.width, channels,
+                               dots);
 #pragma GCC unroll 2
       for (int p = 0; p < P; ++p) {
         const int64_t c = column + p * lanes;
@@ -276,9 +285,12 @@ Lines<A> find_halves(const Cloud<A>& cloud, int threads) {
 template <class A>
 void add_pairs(const Cloud<A>& cloud, const Lines<A>& halves, const Rule& rule,
                const Weights<A>* weights, Sums* sums, int threads) {
+  if (cloud.tiles.slots() == 0) return;
   const double least = 1 + std::log(least_value<A>(rule)) / rule.rate();
   const sphere::Caps<A> caps = sphere::find_caps(cloud, {least}, threads);
-  const Work<A> work{cloud, halves, weights, caps, Numbers<A>(rule), sums};
+  const A smallest = *std::min_element(halves.data(), halves.data() + cloud.tiles.slots());
+  const Numbers<A> numbers(rule, smallest, cloud.channels);
+  const Work<A> work{cloud, halves, weights, caps, numbers, sums};
   sphere::for_ranges(cloud.tiles.size(), threads,
                      [&](int64_t, int64_t, const Range& first, const Range& second) {
                        A flags[sphere::kLongest + kLanes<A>];

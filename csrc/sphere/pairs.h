@@ -42,15 +42,18 @@ void for_ranges(int64_t tiles, int threads, F&& f) {
 // does not change a sum's order.
 constexpr int pieces(int bytes) { return bytes == 64 ? 1 : 2; }
 
-template <class A, int R, int V, class Piece>
+// sums = the dot products if `fresh`, else sums += them; then see(v, sum) of every one.
+template <class A, int R, int V, bool fresh, class Piece, class See>
 INSTEMBED_INLINE void add_block_dots(const A* rows, int64_t padded, const A* planar, int64_t width,
-                                     int64_t channels, Piece* sums, int stride) {
+                                     int64_t channels, Piece* sums, int stride, See&& see) {
   constexpr int lanes = sizeof(Piece) / sizeof(A);
-  Piece own[R][V];
+  Piece own[R][V] = {};
+  if constexpr (!fresh) {
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
+    for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) own[r][v] = sums[r * stride + v];
+      for (int v = 0; v < V; ++v) own[r][v] = sums[r * stride + v];
+    }
   }
   for (int64_t d = 0; d < channels; ++d) {
     Piece columns[V];
@@ -66,21 +69,34 @@ INSTEMBED_INLINE void add_block_dots(const A* rows, int64_t padded, const A* pla
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) sums[r * stride + v] = own[r][v];
+    for (int v = 0; v < V; ++v) {
+      see(v, own[r][v]);
+      sums[r * stride + v] = own[r][v];
+    }
   }
 }
 
-// sums[r][v] += the dot products of kBlock rows and V vectors of columns, each in P pieces.
-template <class A, int P, int V>
+// The dot products of kBlock rows and V vectors of columns, each in P pieces: sums[r][v] become
+// them if `fresh`, else they are added. see(v, piece) has every piece of sums of vector v.
+template <class A, int P, int V, bool fresh, class See>
 INSTEMBED_INLINE void add_dots(const A* rows, int64_t padded, const A* planar, int64_t width,
-                               int64_t channels, Piece<A, P> (&sums)[kBlock][V * P]) {
+                               int64_t channels, Piece<A, P> (&sums)[kBlock][V * P], See&& see) {
   constexpr int R = kBlock / P;  // as many sums as registers can hold
-  for (int v = 0; v < V; v += P == 1 ? V : 1) {
+  constexpr int held = P == 1 ? V : 1;
+  for (int v = 0; v < V; v += held) {
     for (int r = 0; r < kBlock; r += R) {
-      add_block_dots<A, R, P == 1 ? V : P>(rows + r * padded, padded, planar + v * kLanes<A>, width,
-                                           channels, &sums[r][v * P], V * P);
+      add_block_dots<A, R, held * P, fresh>(
+          rows + r * padded, padded, planar + v * kLanes<A>, width, channels, &sums[r][v * P],
+          V * P, [&](int k, const Piece<A, P>& sum) { see(v + k / P, sum); });
     }
   }
+}
+
+template <class A, int P, int V, bool fresh = true>
+INSTEMBED_INLINE void add_dots(const A* rows, int64_t padded, const A* planar, int64_t width,
+                               int64_t channels, Piece<A, P> (&sums)[kBlock][V * P]) {
+  add_dots<A, P, V, fresh>(rows, padded, planar, width, channels, sums,
+                           [](int, const Piece<A, P>&) {});
 }
 
 // Which kBlock x kBlock blocks of a pair of tiles have any value.
