@@ -11,8 +11,8 @@
 // pass, which is 1 us or less of the L2 of an H100 (5.5 TB/s) and shrinks as points are claimed.
 // Flops: 6 D a tile and 3 D a point of a cut tile and pass, which is nothing. So the time goes into
 // waiting: 50 instances of a trained embedding take 3 passes each (two shifts and the claim), 150
-// passes. A pass is a barrier of all blocks (1 to 1.5 us on an H100 as published measurements of
-// grid barriers go), three dependent reads of the L2 (masks, boxes, points: 0.3 us each) and the
+// passes. A pass is a barrier of all blocks (assumed: 1 to 1.5 us on an H100),
+// three dependent reads of the L2 (masks, boxes, points: 0.3 us each) and the
 // combination of 128 partial results (0.5 us): 3 to 4 us, so about 0.5 to 0.6 ms with what is read
 // once, under the millisecond that is asked for. A lane batch (8 x 256 x 512, 5 instances) has its
 // images side by side: 15 passes, 0.06 ms. This is reasoned, not measured: the kernels have never
@@ -21,7 +21,8 @@
 //
 // seeding="all" follows every trajectory: N x shifts x N / 32 boxes (6 D flops each) and the points
 // of cut tiles, then two passes a mode and N x modes distances. 20,000 points in 8-D with 3 shifts:
-// 1.9 G channels of boxes, about 12 GFLOP, 1 ms at a tenth of an H100's peak. It has no
+// 0.3 G channels of boxes, 2 GFLOP and 2.4 GB, half a millisecond if all of it came from the L2;
+// cut tiles, of clusters that touch or points in no useful order, can cost 32 times that. It has no
 // certificate and merges no trajectories, unlike the CPU kernel.
 //
 // Membership is what the CPU kernel computes: tests in float that are certain, and double near the
