@@ -60,6 +60,28 @@ def label_statistics_cuda(
     ignore_index: int | None,
     stream: int,
 ) -> None: ...
+def mean_shift_cuda_workspace(
+    embeddings: Array, mask: Array | None, offsets: Array | None, capacity: int, *, all_points: bool
+) -> int: ...
+def mean_shift_cuda(
+    embeddings: Array,
+    mask: Array | None,
+    offsets: Array | None,
+    labels: Array,
+    centers: Array,
+    counts: Array,
+    num_instances: Array,
+    iterations: Array,
+    workspace: Array,
+    *,
+    bandwidth: float,
+    all_points: bool,
+    nearest: bool,
+    min_size: int,
+    max_iter: int,
+    tol: float,
+    stream: int,
+) -> None: ...
 
 class DiscriminativeOptions:
     def __init__(

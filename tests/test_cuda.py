@@ -6,12 +6,14 @@ the same kernels, compiled for the CPU.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
 import instembed
-from instembed import LabelStatistics, _native, reference
+from instembed import Grouping, LabelStatistics, _native, reference
 from instembed._arguments import INTEGER
 from tests.comparing import assert_close
 
@@ -241,23 +243,187 @@ def test_bad_embeddings_show_in_their_own_image_only(device: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------
+# Mean-shift grouping
+
+
+def patches(*shape: int, channels: int = 4, spread: float = 0.2, instances: int = 6) -> Tensor:
+    """(B, channels, *spatial) about the centres of instances that are patches; some pixels mix two."""
+    labels = labels_of_blocks(*shape, ids=instances, size=5)
+    centers = 2.5 * torch.randn(instances, channels)
+    mix = torch.where(torch.rand(shape) < 0.1, torch.rand(shape), torch.zeros(shape))[..., None]
+    means = (1 - mix) * centers[labels] + mix * centers[torch.randint(instances, shape)]
+    return (means + spread * torch.randn(*shape, channels)).movedim(-1, 1)
+
+
+def assert_same_groups(
+    embeddings: Tensor, device: str, bandwidth: float = 1.5, **options: object
+) -> Grouping:
+    there = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
+    ours = instembed.mean_shift(embeddings.to(device), bandwidth, max_instances=300, **there)
+    expected = reference.mean_shift(embeddings, bandwidth, max_instances=300, **options)
+    for name in ("labels", "counts", "num_instances"):
+        assert torch.equal(getattr(ours, name).cpu(), getattr(expected, name)), name
+    assert ours.centers.dtype == expected.centers.dtype
+    assert_close(
+        ours.centers.cpu(), expected.centers.double(), 1e-12 if embeddings.dtype == torch.float64 else 1e-6
+    )
+    return ours
+
+
+SEEDINGS = pytest.mark.parametrize("seeding", ["peel", "all"])
+
+
+@SEEDINGS
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("layout", ["planar", "channels_last", "cropped", "transposed"])
+def test_grouping_types_and_layouts(device: str, dtype: torch.dtype, layout: str, seeding: str) -> None:
+    embeddings = patches(2, 14, 18, channels=8).to(dtype)
+    if layout == "channels_last":
+        embeddings = embeddings.contiguous(memory_format=torch.channels_last)
+    elif layout == "cropped":
+        embeddings = embeddings[:, :, 1:, 3:]
+    elif layout == "transposed":
+        embeddings = embeddings.transpose(2, 3)
+    assert_same_groups(embeddings, device, seeding=seeding)
+
+
+@SEEDINGS
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"min_size": 4},
+        {"min_size": 4, "leftovers": "nearest"},
+        {"bandwidth": 0.4},
+        {"bandwidth": 9.0},
+        {"max_iter": 1, "tol": 0.0},
+        {"tol": 0.3},
+    ],
+    ids=str,
+)
+def test_grouping_options(device: str, options: dict, seeding: str) -> None:
+    assert_same_groups(patches(2, 11, 13), device, seeding=seeding, **options)
+
+
+@SEEDINGS
+@pytest.mark.parametrize("kind", ["bool", "int8", "int64", "strided"])
+def test_grouping_masks(device: str, kind: str, seeding: str) -> None:
+    classes = torch.randint(-2, 3, (2, 12, 17))
+    if kind == "bool":
+        mask = classes > 0
+    elif kind == "strided":
+        mask = torch.stack([classes, classes], -1).flatten(2)[..., ::2]
+    else:
+        mask = classes.to(getattr(torch, kind)) * (2**40 if kind == "int64" else 1)
+    for leftovers in ("noise", "nearest"):
+        assert_same_groups(
+            patches(2, 12, 17), device, mask=mask, seeding=seeding, min_size=3, leftovers=leftovers
+        )
+
+
+@SEEDINGS
+@pytest.mark.parametrize("channels", [1, 3, 21])
+@pytest.mark.parametrize("spatial", [(1,), (257,), (17, 1), (3, 5, 7)], ids=str)
+def test_grouping_sizes(device: str, channels: int, spatial: tuple[int, ...], seeding: str) -> None:
+    assert_same_groups(patches(2, *spatial, channels=channels, spread=0.1), device, seeding=seeding)
+
+
+@SEEDINGS
+def test_grouping_of_points_with_offsets(device: str, seeding: str) -> None:
+    points = patches(1, 400)[0].T.contiguous()
+    assert_same_groups(points, device, seeding=seeding)
+    offsets = torch.tensor([0, 0, 10, 10, 240, 400])
+    assert_same_groups(points, device, seeding=seeding, offsets=offsets)
+    mask = torch.randint(0, 3, (400,))
+    assert_same_groups(points, device, seeding=seeding, offsets=offsets, mask=mask)
+
+
+@SEEDINGS
+def test_grouping_of_nothing(device: str, seeding: str) -> None:
+    for shape in ((0, 3, 4, 4), (2, 3, 0, 4)):
+        assert_same_groups(torch.randn(shape), device, seeding=seeding)
+    mask = torch.zeros(2, 4, 4, dtype=torch.bool)
+    found = assert_same_groups(torch.randn(2, 3, 4, 4), device, seeding=seeding, mask=mask)
+    assert found.num_instances.tolist() == [0, 0]
+
+
+@SEEDINGS
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_grouping_of_what_is_not_finite(device: str, dtype: torch.dtype, seeding: str) -> None:
+    embeddings = patches(2, 10, 12, channels=3).to(dtype)
+    values = torch.tensor([float("nan"), float("inf"), float("-inf"), torch.finfo(dtype).max]).to(dtype)
+    spoiled = torch.where(
+        torch.rand(embeddings.shape) < 0.05, values[torch.randint(4, embeddings.shape)], embeddings
+    )
+    assert_same_groups(spoiled, device, seeding=seeding, leftovers="nearest", min_size=3)
+
+
+@SEEDINGS
+def test_grouping_at_the_bandwidth_itself(device: str, seeding: str) -> None:
+    for dtype in (torch.float32, torch.float64):
+        embeddings = torch.randint(-3, 4, (2, 2, 9, 14)).to(dtype)
+        for bandwidth in (1.0, 2.0, 5.0):
+            assert_same_groups(embeddings, device, bandwidth, seeding=seeding)
+
+
+@SEEDINGS
+def test_grouping_of_too_many_instances(device: str, seeding: str) -> None:
+    embeddings = 9.0 * torch.arange(40).reshape(1, 1, 40).repeat(2, 2, 1)
+    embeddings[1] = 0
+    found = instembed.mean_shift(embeddings.to(device), 1.5, seeding=seeding, max_instances=39)
+    assert found.num_instances.tolist() == [40, 1]
+    assert not found.labels[0].any() and not found.counts[0].any() and not found.centers[0].any()
+    assert (found.labels[1] == 1).all() and found.counts[1, 0] == 40
+    default = instembed.mean_shift(embeddings.to(device), 1.5, seeding=seeding)
+    assert default.num_instances.tolist() == [40, 1] and default.counts.shape == (2, 64)
+
+
+@SEEDINGS
+def test_grouping_overflow_check(device: str, overflow_checks: None, seeding: str) -> None:
+    embeddings = 9.0 * torch.arange(40).reshape(40, 1)
+    with pytest.raises(ValueError, match="max_instances=39"):
+        instembed.mean_shift(embeddings.to(device), 1.5, seeding=seeding, max_instances=39)
+    with pytest.raises(ValueError, match="offsets"):
+        wrong = torch.tensor([0, 41], device=device)
+        instembed.mean_shift(embeddings.to(device), 1.5, seeding=seeding, offsets=wrong)
+
+
+@SEEDINGS
+def test_grouping_by_wrong_offsets_finds_nothing(device: str, seeding: str) -> None:
+    for wrong in ([0, 90, 40, 100], [0, 50, 99, 200], [1, 50, 60, 100], [0, -5, 60, 100]):
+        offsets = torch.tensor(wrong, device=device)
+        found = instembed.mean_shift(torch.randn(100, 3).to(device), 1.5, seeding=seeding, offsets=offsets)
+        assert found.num_instances.tolist() == [-1] * 3 and not found.labels.any()
+
+
+# ---------------------------------------------------------------------------------------------------------
 # What only a GPU can show
 
 gpu = pytest.mark.cuda
 
 
-@pytest.fixture
-def workload() -> tuple[Tensor, Tensor]:
+Step = Callable[[], tuple[Tensor, ...]]
+
+
+@pytest.fixture(params=["loss", "peel", "all"])
+def workload(request: pytest.FixtureRequest) -> tuple[Step, list[Tensor]]:
+    """What to run, and the tensors that it reads."""
     if not instembed.cuda_available():
         pytest.skip("needs a GPU")
-    labels = labels_of_blocks(2, 200, 300, ids=30, size=9).cuda()
-    return torch.randn(2, 16, 200, 300, device="cuda", requires_grad=True), labels
+    if request.param == "loss":
+        labels = labels_of_blocks(2, 200, 300, ids=30, size=9).cuda()
+        embeddings = torch.randn(2, 16, 200, 300, device="cuda", requires_grad=True)
 
+        def step() -> tuple[Tensor, ...]:
+            loss = instembed.discriminative_loss(embeddings, labels)
+            (gradient,) = torch.autograd.grad(loss, embeddings)
+            return loss.detach(), gradient, instembed.label_statistics(labels).boxes
 
-def step(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    loss = instembed.discriminative_loss(embeddings, labels)
-    (gradient,) = torch.autograd.grad(loss, embeddings)
-    return loss.detach(), gradient, instembed.label_statistics(labels).boxes
+        return step, [embeddings, labels]
+    size = (200, 300) if request.param == "peel" else (40, 60)
+    points = patches(2, *size, channels=8, instances=20).cuda()
+    classes = labels_of_blocks(2, *size, ids=3, size=30).cuda()
+    options = {"seeding": request.param, "min_size": 5, "leftovers": "nearest", "max_instances": 500}
+    return lambda: instembed.mean_shift(points, 1.5, mask=classes, **options), [points, classes]
 
 
 def assert_same_step(results: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
@@ -266,53 +432,56 @@ def assert_same_step(results: tuple[Tensor, ...], expected: tuple[Tensor, ...]) 
 
 
 @gpu
-def test_same_bits_in_every_run(workload: tuple[Tensor, Tensor]) -> None:
-    expected = step(*workload)
+def test_same_bits_in_every_run(workload: tuple[Step, list[Tensor]]) -> None:
+    step, _ = workload
+    expected = step()
     for _ in range(20):
-        assert_same_step(step(*workload), expected)
+        assert_same_step(step(), expected)
 
 
 @gpu
-def test_no_synchronisation(workload: tuple[Tensor, Tensor]) -> None:
-    step(*workload)
+def test_no_synchronisation(workload: tuple[Step, list[Tensor]]) -> None:
+    step, _ = workload
+    step()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        step(*workload)
+        step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 @gpu
-def test_other_streams(workload: tuple[Tensor, Tensor]) -> None:
-    expected = step(*workload)
+def test_other_streams(workload: tuple[Step, list[Tensor]]) -> None:
+    step, _ = workload
+    expected = step()
     streams = [torch.cuda.Stream() for _ in range(3)]
     results = []
     torch.cuda.synchronize()
     for stream in streams:
         with torch.cuda.stream(stream):
-            results.append(step(*workload))
+            results.append(step())
     torch.cuda.synchronize()
     for result in results:
         assert_same_step(result, expected)
 
 
 @gpu
-def test_graph_capture_and_replay(workload: tuple[Tensor, Tensor]) -> None:
-    embeddings, labels = workload
+def test_graph_capture_and_replay(workload: tuple[Step, list[Tensor]]) -> None:
+    step, inputs = workload
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        step(embeddings, labels)
+        step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = step(embeddings, labels)
+        captured = step()
     with torch.no_grad():
-        embeddings.copy_(torch.randn_like(embeddings))
-        labels.copy_(labels.flip(1))
+        inputs[0].copy_(inputs[0].flip(0) + 0.5)
+        inputs[1].copy_(inputs[1].flip(1))
     graph.replay()
     torch.cuda.synchronize()
-    assert_same_step(captured, step(embeddings, labels))
+    assert_same_step(captured, step())
 
 
 @gpu
@@ -324,3 +493,6 @@ def test_opcheck_on_cuda() -> None:
     arguments = (embeddings, labels, None, 0.5, 1.5, 2, 0, None, False, False, None, True)
     torch.library.opcheck(torch.ops.instembed.discriminative_terms.default, arguments)
     torch.library.opcheck(torch.ops.instembed.label_statistics.default, (labels, 0, None, None))
+    for seeding in ("peel", "all"):
+        arguments = (embeddings, labels, None, 1.0, seeding, 1, None, "noise", 300, 1e-3)
+        torch.library.opcheck(torch.ops.instembed.mean_shift.default, arguments)

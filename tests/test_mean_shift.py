@@ -202,6 +202,15 @@ def test_not_finite(dtype: torch.dtype, seeding: str) -> None:
     assert everything.num_instances.tolist() == [0]
 
 
+def test_nearest_of_centres_at_distances_that_overflow_is_the_first() -> None:
+    points = torch.tensor(
+        [[0.0, 0], [0, 0], [9, 9], [9, 9], [1e200, 0], [-1e200, 1e200]], dtype=torch.float64
+    )
+    for classes in (torch.ones(6, dtype=torch.int64), torch.tensor([1, 1, 2, 2, 2, 2])):
+        found = check(points, 1.0, mask=classes, min_size=2, leftovers="nearest")
+        assert found.labels.tolist() == [1, 1, 2, 2] + 2 * [int(classes[4])]
+
+
 def test_sums_that_overflow_end() -> None:
     largest = torch.finfo(torch.float64).max
     for seeding in ("peel", "all"):

@@ -3,7 +3,8 @@
 //
 // Kernels use the CUDA names. Three things go through this header, so that the simulator can watch
 // them: shared memory (INSTEMBED_SHARED, DynamicShared, and SharedPtr<T> for what points into it),
-// launches (launch()), and what the host asks of a device.
+// launches (launch(), and launch_together() for blocks that wait for each other by spin()), and
+// what the host asks of a device.
 #pragma once
 
 #include <cstdint>
@@ -54,21 +55,59 @@ inline void check(cudaError_t error, const char* what) {
 
 using Stream = cudaStream_t;
 
+inline void allow_shared(const void* kernel, const char* name, int64_t bytes) {
+  if (bytes <= 48 * 1024) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(bytes)),
+        name);
+}
+
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const char* name, int64_t blocks, int threads,
             int64_t shared_bytes, Stream stream, const Arguments&... arguments) {
   if (blocks == 0) return;
   if (blocks > INT32_MAX) throw std::length_error(std::string(name) + ": too many blocks");
-  if (shared_bytes > 48 * 1024) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shared_bytes)),
-          name);
-  }
+  allow_shared(reinterpret_cast<const void*>(kernel), name, shared_bytes);
   // clang-format off
   kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream>>>(arguments...);
   // clang-format on
   check(cudaGetLastError(), name);
 }
+
+// The most blocks of a kernel that the device runs at once.
+template <class... Parameters>
+int64_t most_together(void (*kernel)(Parameters...), const char* name, int threads,
+                      int64_t shared_bytes) {
+  allow_shared(reinterpret_cast<const void*>(kernel), name, shared_bytes);
+  int device = 0, processors = 0, blocks = 0;
+  check(cudaGetDevice(&device), name);
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), name);
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes),
+        name);
+  return int64_t{blocks} * processors;
+}
+
+// Launches blocks that may wait for each other: all of them run at once, or none.
+template <class... Parameters, class... Arguments>
+void launch_together(void (*kernel)(Parameters...), const char* name, int64_t blocks, int threads,
+                     int64_t shared_bytes, Stream stream, const Arguments&... arguments) {
+  if (blocks == 0) return;
+  allow_shared(reinterpret_cast<const void*>(kernel), name, shared_bytes);
+  cudaLaunchAttribute together{};
+  together.id = cudaLaunchAttributeCooperative;
+  together.val.cooperative = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = stream;
+  config.attrs = &together;
+  config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
+}
+
+// Between two looks at memory that another block of the launch will change.
+__device__ __forceinline__ void spin() {}
 
 inline void fill_bytes(void* data, int byte, int64_t bytes, Stream stream) {
   if (bytes > 0) check(cudaMemsetAsync(data, byte, bytes, stream), "cudaMemsetAsync");

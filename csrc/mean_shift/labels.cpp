@@ -36,10 +36,10 @@ bool NearestCenters::block(const BlockSet<S>& set, int64_t b, double limit, int3
   const double least = std::sqrt(*std::min_element(distance, distance + count_));
   // A centre can be nearest to one of the points only if it is this near to the block's centre.
   const double reach = (std::min(least + radius, limit) + radius) * (1 + kMargin);
-  int64_t candidates = 0, last = -1;
+  int64_t candidates = 0, first = -1, last = -1;
   for (int64_t k = 0; k < count_; ++k) {
     if (distance[k] > reach * reach) continue;
-    ++candidates;
+    if (candidates++ == 0) first = k;
     last = k;
   }
   if (candidates == 0) return true;
@@ -49,7 +49,8 @@ bool NearestCenters::block(const BlockSet<S>& set, int64_t b, double limit, int3
   }
   const double limit2 = limit * limit;
   std::fill(best, best + block.size, std::numeric_limits<double>::infinity());
-  std::fill(owners, owners + block.size, 0);
+  // Without a limit a point whose squared distances all overflow goes to the first.
+  std::fill(owners, owners + block.size, std::isinf(limit) ? static_cast<int32_t>(first + 1) : 0);
   for (int64_t k = 0; k < count_; ++k) {
     if (distance[k] > reach * reach) continue;
     exact_distances(block, dims_, rows_.data() + k * dims_, squared);

@@ -22,19 +22,8 @@ void Ball<S>::move_to(const double* c) {
     error2 += e * e;
     finite = finite && std::isfinite(c[d]);
   }
-  const double relative = distance_error<S>(dims());
-  const double error = std::sqrt(error2) * (1 + 1e-12);
-  const double below = (bandwidth - error) * (1 - relative);
-  const double above = (bandwidth + error) * (1 + relative);
-  inner = static_cast<S>(below);
-  outer = static_cast<S>(above);
-  grow = static_cast<S>(1 + 2 * relative);
-  if (std::is_same_v<S, double>) {
-    inner2 = outer2 = static_cast<S>(bandwidth2);
-  } else {
-    inner2 = below > 0 ? static_cast<S>(below * below) : static_cast<S>(-1);
-    outer2 = static_cast<S>(above * above);
-  }
+  grow = static_cast<S>(1 + 2 * distance_error<S>(dims()));
+  static_cast<Certain<S>&>(*this) = Certain<S>::of(dims(), bandwidth, error2);
 }
 
 template struct Ball<float>;

@@ -9,15 +9,13 @@
 
 namespace instembed::mean_shift {
 
-// The ball |x - center| <= h, with the distances below and above which a test in S is certain.
+// The ball |x - center| <= h.
 template <class S>
-struct Ball {
+struct Ball : Certain<S> {
   std::vector<double> center;
   std::vector<S> rounded;
   double bandwidth = 0, bandwidth2 = 0;
-  S inner = 0, outer = 0;    // for bounding balls
-  S inner2 = 0, outer2 = 0;  // squared, for points
-  S grow = 1;                // 1 + the relative error of a distance
+  S grow = 1;  // 1 + the relative error of a distance
   bool finite = true;
 
   Ball(int dims, double h) : center(dims), rounded(dims), bandwidth(h), bandwidth2(h * h) {}
@@ -25,7 +23,7 @@ struct Ball {
   void move_to(const double* c);
   // How far the ball can go before it reaches a point that now is `distance` away, computed in S.
   double gap(S distance) const {
-    const double beyond = static_cast<double>(distance) - static_cast<double>(outer);
+    const double beyond = static_cast<double>(distance) - static_cast<double>(this->outer);
     return beyond / static_cast<double>(grow) - 1e-9 * bandwidth;
   }
 };

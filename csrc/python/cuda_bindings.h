@@ -7,6 +7,7 @@
 #include "common/cuda_devices.h"
 #include "discriminative/cuda.h"
 #include "label_statistics/cuda.h"
+#include "mean_shift/cuda.h"
 #include "python/array_caster.h"
 
 namespace instembed::python {
@@ -72,10 +73,50 @@ inline void bind_label_statistics_cuda(py::module_& module) {
       py::arg("ignore_index"), py::arg("stream"));
 }
 
+inline void bind_mean_shift_cuda(py::module_& module) {
+  using namespace mean_shift;
+  using OptionalArray = std::optional<Array>;
+
+  module.def(
+      "mean_shift_cuda_workspace",
+      [](const Array& embeddings, const OptionalArray& mask, const OptionalArray& offsets,
+         int64_t capacity, bool all_points) {
+        Options options;
+        options.seeding = all_points ? Seeding::all : Seeding::peel;
+        return cuda_workspace(embeddings, mask ? &*mask : nullptr, offsets ? &*offsets : nullptr,
+                              options, capacity);
+      },
+      py::arg("embeddings"), py::arg("mask"), py::arg("offsets"), py::arg("capacity"),
+      py::kw_only(), py::arg("all_points"));
+
+  module.def(
+      "mean_shift_cuda",
+      [](const Array& embeddings, const OptionalArray& mask, const OptionalArray& offsets,
+         const Array& labels, const Array& centers, const Array& counts, const Array& num_instances,
+         const Array& iterations, const Array& workspace, double bandwidth, bool all_points,
+         bool nearest, int64_t min_size, int64_t max_iter, double tol, int64_t stream) {
+        const Options options{bandwidth,
+                              all_points ? Seeding::all : Seeding::peel,
+                              nearest ? Leftovers::nearest : Leftovers::noise,
+                              min_size,
+                              max_iter,
+                              tol};
+        const py::gil_scoped_release release;
+        group_cuda(embeddings, mask ? &*mask : nullptr, offsets ? &*offsets : nullptr, options,
+                   {labels, centers, counts, num_instances, iterations}, workspace, stream);
+      },
+      py::arg("embeddings"), py::arg("mask"), py::arg("offsets"), py::arg("labels"),
+      py::arg("centers"), py::arg("counts"), py::arg("num_instances"), py::arg("iterations"),
+      py::arg("workspace"), py::kw_only(), py::arg("bandwidth"), py::arg("all_points"),
+      py::arg("nearest"), py::arg("min_size"), py::arg("max_iter"), py::arg("tol"),
+      py::arg("stream"));
+}
+
 inline void bind_cuda(py::module_& module) {
   module.def("cuda_device_count", &cuda::visible_devices);
   bind_discriminative_cuda(module);
   bind_label_statistics_cuda(module);
+  bind_mean_shift_cuda(module);
 }
 
 }  // namespace instembed::python

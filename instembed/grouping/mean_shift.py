@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from instembed import _arguments as arguments
-from instembed import _ops
+from instembed import _native, _ops
 from instembed._native import core, threads
 from instembed._pixels import accumulation_dtype, flat_embeddings, flat_pixels, number_of_images
 
@@ -69,7 +69,8 @@ def mean_shift(
         seeding: "peel" (paper) or "all" (scikit-learn).
         min_size: a cluster of fewer points is no instance, and its points become leftovers. The default
             keeps all, with ``seeding="all"`` even a mode to which no point belongs, as scikit-learn does.
-        max_instances: capacity Kmax of the outputs. None: the largest number found in an image.
+        max_instances: capacity Kmax of the outputs. None: the largest number found in an image; on a GPU,
+            where finding that out would make the host wait, a sixteenth of an image's pixels, 64 to 4096.
         leftovers: what becomes of foreground points that belong to no instance: "noise" labels them 0,
             "nearest" gives them to the nearest centre of their class at any distance (0 if their class has
             none).
@@ -84,7 +85,8 @@ def mean_shift(
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, dtype, shape, device or value, or an image has
-            more instances than ``max_instances``.
+            more instances than ``max_instances`` (on a GPU only under :func:`instembed.set_overflow_checks`;
+            else such an image has zeros throughout and ``num_instances`` is greater than the capacity).
     """
     return Grouping(
         *_checked_groups(
@@ -207,12 +209,65 @@ def _mean_shift_cpu(
     return labels, *tables
 
 
+def _cuda_capacity(embeddings: Tensor, offsets: Tensor | None, max_instances: int | None) -> int:
+    if max_instances is not None:
+        return max_instances
+    pixels = embeddings.numel() // embeddings.shape[1]
+    images = max(number_of_images(embeddings, offsets), 1)
+    return _ops.default_capacity(pixels // images * (1 if offsets is None else 16))
+
+
+@_ops.cuda("mean_shift")
+def _mean_shift_cuda(
+    embeddings: Tensor,
+    mask: Tensor | None,
+    offsets: Tensor | None,
+    bandwidth: float,
+    seeding: str,
+    min_size: int,
+    max_instances: int | None,
+    leftovers: str,
+    max_iter: int,
+    tol: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    cuda_core = _native.cuda_core()
+    labels = new_labels(embeddings)
+    capacity = _cuda_capacity(embeddings, offsets, max_instances)
+    tables = new_tables(embeddings, number_of_images(embeddings, offsets), capacity)
+    flat = flat_embeddings(embeddings)
+    flat_mask = None if mask is None else flat_pixels(mask, embeddings)
+    bytes_needed = cuda_core.mean_shift_cuda_workspace(
+        flat, flat_mask, offsets, capacity, all_points=seeding == "all"
+    )
+    cuda_core.mean_shift_cuda(
+        flat,
+        flat_mask,
+        offsets,
+        flat_pixels(labels, embeddings),
+        *tables,
+        embeddings.new_empty(bytes_needed, dtype=torch.uint8),
+        bandwidth=bandwidth,
+        all_points=seeding == "all",
+        nearest=leftovers == "nearest",
+        min_size=min_size,
+        max_iter=max_iter,
+        tol=tol,
+        stream=_native.stream_of(embeddings),
+    )
+    num_instances = tables[2]
+    if _native.overflow_checks() and bool((num_instances < 0).any()):
+        raise ValueError("offsets must rise from 0 to the number of points")
+    _native.check_overflow(num_instances, capacity)
+    return labels, *tables
+
+
 @_ops.fake("mean_shift")
 def _mean_shift_fake(
     embeddings: Tensor, mask: Tensor | None, offsets: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     max_instances = options[3]
-    capacity = _ops.capacity(max_instances)
+    on_gpu = embeddings.device.type == "cuda"
+    capacity = _cuda_capacity(embeddings, offsets, max_instances) if on_gpu else _ops.capacity(max_instances)
     return new_labels(embeddings), *new_tables(embeddings, number_of_images(embeddings, offsets), capacity)
 
 

@@ -24,5 +24,6 @@ int main(int argc, char** argv) {
   run("simulator", test_simulator, schedules);
   run("discriminative", test_discriminative, schedules);
   run("label_statistics", test_label_statistics, schedules);
+  run("mean_shift", test_mean_shift, schedules);
   return 0;
 }

@@ -45,7 +45,7 @@ namespace {
 
 constexpr size_t kStack = 256 * 1024;
 
-enum class State { ready, at_barrier, in_warp, done };
+enum class State { ready, at_barrier, in_warp, done };  // ready: maybe by spin()
 
 struct Fiber {
   ucontext_t context{};
@@ -61,18 +61,29 @@ struct Fiber {
   uint64_t value = 0;
   Exchange exchange{};
   bool vote = false;
+  bool spun = false;  // it gave way to others, and may find that nothing has changed
   int votes = 0;
 };
 
+// A block that runs, or waits beside others that do.
+struct Block {
+  int64_t index = 0;
+  int first = 0;  // of its fibers
+  int stuck = 0;  // turns in which all its threads did was to look again
+  std::map<const void*, std::unique_ptr<Array>> arrays;
+  std::map<int64_t, std::unique_ptr<Array>> dynamic_arrays;
+};
+
 std::vector<std::unique_ptr<Fiber>> fibers;
-int threads = 0, current = -1;
+std::vector<Block> blocks;                     // that are resident
+int threads = 0, current = -1, resident = -1;  // `current` in block `resident`
 int64_t shared_limit = 0;
 [[maybe_unused]] ucontext_t scheduler;
 [[maybe_unused]] void* scheduler_pointer = nullptr;
 const std::function<void()>* body = nullptr;
-std::map<const void*, std::unique_ptr<Array>> arrays;
-std::map<int64_t, std::unique_ptr<Array>> dynamic_arrays;
 std::mt19937_64 generator;
+
+Fiber& running() { return *fibers[blocks[resident].first + current]; }
 
 std::string describe(int thread) {
   return "block " + std::to_string(block_index.x) + ", thread " + std::to_string(thread);
@@ -109,7 +120,7 @@ void enter_fiber() { __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, 
 void to_scheduler(bool last) {
   void* fake = nullptr;
   __sanitizer_start_switch_fiber(last ? nullptr : &fake, scheduler_stack, scheduler_size);
-  leave(fibers[current].get());
+  leave(&running());
   __sanitizer_finish_switch_fiber(fake, &scheduler_stack, &scheduler_size);
 }
 void to_fiber(Fiber* fiber) {
@@ -119,14 +130,14 @@ void to_fiber(Fiber* fiber) {
 }
 #else
 void enter_fiber() {}
-void to_scheduler(bool) { leave(fibers[current].get()); }
+void to_scheduler(bool) { leave(&running()); }
 void to_fiber(Fiber* fiber) { enter(fiber); }
 #endif
 
 void entry() {
   enter_fiber();
   (*body)();
-  fibers[current]->state = State::done;
+  running().state = State::done;
   to_scheduler(true);
 }
 
@@ -154,18 +165,20 @@ void start(Fiber* fiber) {
   fiber->epoch = fiber->step = 0;
 }
 
-// Lets the threads of the block go on if all of them are at one barrier.
-bool release_barrier() {
+Fiber& thread_of(const Block& block, int thread) { return *fibers[block.first + thread]; }
+
+// Lets the threads of a block go on if all of them are at one barrier.
+bool release_barrier(const Block& block) {
   int votes = 0;
   for (int t = 0; t < threads; ++t) {
-    if (fibers[t]->state != State::at_barrier) return false;
-    votes += fibers[t]->vote;
+    if (thread_of(block, t).state != State::at_barrier) return false;
+    votes += thread_of(block, t).vote;
   }
+  const Fiber& zero = thread_of(block, 0);
   for (int t = 0; t < threads; ++t) {
-    Fiber& fiber = *fibers[t];
-    if (fiber.file != fibers[0]->file || fiber.line != fibers[0]->line) {
-      fail("divergent barrier: " + describe(t) + " " + place(fiber) + ", thread 0 " +
-           place(*fibers[0]));
+    Fiber& fiber = thread_of(block, t);
+    if (fiber.file != zero.file || fiber.line != zero.line) {
+      fail("divergent barrier: " + describe(t) + " " + place(fiber) + ", thread 0 " + place(zero));
     }
     fiber.votes = votes;
     fiber.state = State::ready;
@@ -175,8 +188,8 @@ bool release_barrier() {
 }
 
 // Lets the lanes of a mask go on if all of them are in the same operation.
-void release_warp(int thread) {
-  const Fiber& asked = *fibers[thread];
+void release_warp(const Block& block, int thread) {
+  const Fiber& asked = thread_of(block, thread);
   const int first = thread / 32 * 32;
   Exchange all{};
   for (int lane = 0; lane < 32; ++lane) {
@@ -185,68 +198,119 @@ void release_warp(int thread) {
       fail(std::string(asked.operation) + ": " + describe(thread) + " names lane " +
            std::to_string(lane) + ", which the block does not have");
     }
-    const Fiber& fiber = *fibers[first + lane];
+    const Fiber& fiber = thread_of(block, first + lane);
     if (fiber.state != State::in_warp || fiber.mask != asked.mask) return;
     if (std::strcmp(fiber.operation, asked.operation) != 0) return;
     all.values[lane] = fiber.value;
   }
   for (int lane = 0; lane < 32; ++lane) {
     if (!(asked.mask >> lane & 1)) continue;
-    Fiber& fiber = *fibers[first + lane];
+    Fiber& fiber = thread_of(block, first + lane);
     fiber.exchange = all;
     fiber.state = State::ready;
     ++fiber.step;
   }
 }
 
-void run_block() {
-  arrays.clear();
-  dynamic_arrays.clear();
-  for (int t = 0; t < threads; ++t) start(fibers[t].get());
-  std::vector<int> ready;
-  while (true) {
-    ready.clear();
-    int done = 0;
-    for (int t = 0; t < threads; ++t) {
-      if (fibers[t]->state == State::ready) ready.push_back(t);
-      done += fibers[t]->state == State::done;
+// Nothing in the block can go on: says which thread waits for which.
+[[noreturn]] void report_missing(const Block& block) {
+  int waiting = -1, missing = -1;
+  for (int t = 0; t < threads; ++t) {
+    const Fiber& fiber = thread_of(block, t);
+    if (fiber.state == State::in_warp || (fiber.state == State::at_barrier && waiting < 0)) {
+      waiting = t;
     }
-    if (done == threads) return;
-    if (ready.empty()) {
-      if (release_barrier()) continue;
-      int waiting = -1, missing = -1;
-      for (int t = 0; t < threads; ++t) {
-        const Fiber& fiber = *fibers[t];
-        if (fiber.state == State::in_warp || (fiber.state == State::at_barrier && waiting < 0)) {
-          waiting = t;
-        }
-      }
-      const Fiber& waits = *fibers[waiting];
-      for (int t = 0; t < threads && missing < 0; ++t) {
-        const bool wanted = waits.state == State::at_barrier ||
-                            (t / 32 == waiting / 32 && (waits.mask >> (t % 32) & 1));
-        const Fiber& fiber = *fibers[t];
-        const bool there = fiber.state == waits.state && fiber.mask == waits.mask;
-        if (wanted &&
-            !(waits.state == State::at_barrier ? fiber.state == State::at_barrier : there))
-          missing = t;
-      }
-      fail("missing: " + describe(waiting) + " " + place(waits) + ", but " +
-           (missing < 0 ? std::string("a lane is in another operation")
-                        : "thread " + std::to_string(missing) + " " + place(*fibers[missing])));
+  }
+  const Fiber& waits = thread_of(block, waiting);
+  for (int t = 0; t < threads && missing < 0; ++t) {
+    const bool wanted = waits.state == State::at_barrier ||
+                        (t / 32 == waiting / 32 && (waits.mask >> (t % 32) & 1));
+    const Fiber& fiber = thread_of(block, t);
+    const bool there = fiber.state == waits.state && fiber.mask == waits.mask;
+    if (wanted && !(waits.state == State::at_barrier ? fiber.state == State::at_barrier : there)) {
+      missing = t;
     }
-    std::shuffle(ready.begin(), ready.end(), generator);
-    for (const int t : ready) {
-      current = t;
-      thread_index = {static_cast<unsigned>(t), 0, 0};
-      to_fiber(fibers[t].get());
-      if (fibers[t]->state == State::in_warp) release_warp(t);
+  }
+  fail("missing: " + describe(waiting) + " " + place(waits) + ", but " +
+       (missing < 0
+            ? std::string("a lane is in another operation")
+            : "thread " + std::to_string(missing) + " " + place(thread_of(block, missing))));
+}
+
+void select(int block) {
+  resident = block;
+  block_index = {static_cast<unsigned>(blocks[block].index), 0, 0};
+}
+
+enum class Turn { ended, went_on, spun };
+
+// Gives every thread of a block that can run one turn, in a random order.
+Turn turn(int b) {
+  Block& block = blocks[b];
+  select(b);
+  static std::vector<int> ready;
+  ready.clear();
+  int done = 0;
+  for (int t = 0; t < threads; ++t) {
+    if (thread_of(block, t).state == State::ready) ready.push_back(t);
+    done += thread_of(block, t).state == State::done;
+  }
+  if (done == threads) return Turn::ended;
+  if (ready.empty()) {
+    if (!release_barrier(block)) report_missing(block);
+    return Turn::went_on;
+  }
+  std::shuffle(ready.begin(), ready.end(), generator);
+  bool went_on = false;
+  for (const int t : ready) {
+    current = t;
+    thread_index = {static_cast<unsigned>(t), 0, 0};
+    Fiber& fiber = thread_of(block, t);
+    fiber.spun = false;
+    to_fiber(&fiber);
+    went_on = went_on || !fiber.spun;
+    if (fiber.state == State::in_warp) release_warp(block, t);
+  }
+  return went_on ? Turn::went_on : Turn::spun;
+}
+
+// Runs blocks side by side. One at a time has a random number of turns, so that they drift apart.
+void run_blocks(const int64_t* indices, int count) {
+  blocks.clear();
+  blocks.resize(count);
+  while (static_cast<int>(fibers.size()) < count * threads) {
+    fibers.push_back(std::make_unique<Fiber>());
+  }
+  std::vector<int> left(count);
+  for (int b = 0; b < count; ++b) {
+    blocks[b].index = indices[b];
+    blocks[b].first = b * threads;
+    left[b] = b;
+    for (int t = 0; t < threads; ++t) start(&thread_of(blocks[b], t));
+  }
+  while (!left.empty()) {
+    const size_t drawn = left.size() > 1 ? generator() % left.size() : 0;
+    const int b = left[drawn];
+    for (uint64_t turns = count > 1 ? generator() % 64 : UINT64_MAX; turns > 0; --turns) {
+      const Turn result = turn(b);
+      if (result == Turn::ended) {
+        left.erase(left.begin() + static_cast<int64_t>(drawn));
+        break;
+      }
+      if (result == Turn::spun) {
+        ++blocks[b].stuck;
+        bool all = true;  // twice: what it waits for may have come after it looked
+        for (const int other : left) all = all && blocks[other].stuck >= 2;
+        if (all) fail("spin: all blocks wait for each other");
+        break;
+      }
+      for (const int other : left) blocks[other].stuck = 0;
     }
   }
 }
 
 bool ordered(int thread, int32_t step) {
-  return thread >= 0 && thread / 32 == current / 32 && step < fibers[current]->step;
+  return thread >= 0 && thread / 32 == current / 32 && step < running().step;
 }
 
 void check_index(const Array* array, int64_t index) {
@@ -280,28 +344,38 @@ void fail(const std::string& what) {
   std::_Exit(86);
 }
 
-void run(int64_t blocks, int count, int64_t shared_bytes, const std::function<void()>& kernel) {
+void run(int64_t number, int count, int64_t shared_bytes, bool cooperative,
+         const std::function<void()>& kernel) {
   threads = count;
   shared_limit = shared_bytes;
-  while (static_cast<int>(fibers.size()) < threads) fibers.push_back(std::make_unique<Fiber>());
   body = &kernel;
   block_dim = {static_cast<unsigned>(threads), 1, 1};
-  grid_dim = {static_cast<unsigned>(blocks), 1, 1};
+  grid_dim = {static_cast<unsigned>(number), 1, 1};
   generator.seed(options.seed);
-  std::vector<int64_t> order(blocks);
-  for (int64_t b = 0; b < blocks; ++b) order[b] = b;
+  std::vector<int64_t> order(number);
+  for (int64_t b = 0; b < number; ++b) order[b] = b;
   std::shuffle(order.begin(), order.end(), generator);
-  for (const int64_t b : order) {
-    block_index = {static_cast<unsigned>(b), 0, 0};
-    run_block();
+  if (cooperative) {
+    if (number > options.resident) {
+      fail("cooperative launch: " + std::to_string(number) + " blocks, the device holds " +
+           std::to_string(options.resident));
+    }
+    run_blocks(order.data(), static_cast<int>(number));
+  } else {
+    for (const int64_t& b : order) run_blocks(&b, 1);
   }
   current = -1;
+}
+
+void spin() {
+  running().spun = true;
+  to_scheduler(false);
 }
 
 void barrier(const char* file, int line) { barrier_count(false, file, line); }
 
 int barrier_count(bool value, const char* file, int line) {
-  Fiber& fiber = *fibers[current];
+  Fiber& fiber = running();
   fiber.file = file;
   fiber.line = line;
   fiber.vote = value;
@@ -314,7 +388,7 @@ int lane() { return current % 32; }
 
 void warp(unsigned mask, const char* operation, uint64_t value, Exchange* all) {
   if (!(mask >> lane() & 1)) fail(std::string(operation) + ": the lane is not in its own mask");
-  Fiber& fiber = *fibers[current];
+  Fiber& fiber = running();
   fiber.mask = mask;
   fiber.operation = operation;
   fiber.value = value;
@@ -324,7 +398,7 @@ void warp(unsigned mask, const char* operation, uint64_t value, Exchange* all) {
 }
 
 Array* shared_array(const void* key, const char* name, int64_t n, int64_t element) {
-  auto& array = arrays[key];
+  auto& array = blocks[resident].arrays[key];
   if (!array) array = new_array(name, n, element);
   return array.get();
 }
@@ -334,7 +408,7 @@ Array* dynamic_array(int64_t offset, int64_t n, int64_t element) {
     fail("dynamic shared memory: " + std::to_string(offset + n * element) + " bytes of " +
          std::to_string(shared_limit));
   }
-  auto& array = dynamic_arrays[offset];
+  auto& array = blocks[resident].dynamic_arrays[offset];
   if (!array) array = new_array("dynamic@" + std::to_string(offset), n, element);
   return array.get();
 }
@@ -342,7 +416,7 @@ Array* dynamic_array(int64_t offset, int64_t n, int64_t element) {
 void on_read(Array* array, int64_t index) {
   check_index(array, index);
   Shadow& shadow = array->shadows[index];
-  const Fiber& fiber = *fibers[current];
+  const Fiber& fiber = running();
   if (!shadow.written) {
     fail("shared memory: " + array->name + "[" + std::to_string(index) +
          "] is read before written");
@@ -351,22 +425,24 @@ void on_read(Array* array, int64_t index) {
       !ordered(shadow.writer, shadow.write_step)) {
     race(array, index, "read here and written by", shadow.writer);
   }
-  if (shadow.read_epoch != fiber.epoch) {
+  const bool one_warp = shadow.reader_warp == current / 32;
+  if (shadow.read_epoch != fiber.epoch || (one_warp && shadow.read_step < fiber.step)) {
+    // Reads before are over, here by a warp operation: who writes now need not wait for them.
     shadow.reader = static_cast<int16_t>(current);
     shadow.reader_warp = static_cast<int16_t>(current / 32);
+    shadow.read_step = fiber.step;
   } else {
     if (shadow.reader != current) shadow.reader = -2;
-    if (shadow.reader_warp != current / 32) shadow.reader_warp = -2;
+    if (!one_warp) shadow.reader_warp = -2;
+    shadow.read_step = std::max(shadow.read_step, fiber.step);
   }
-  shadow.read_step =
-      shadow.read_epoch == fiber.epoch ? std::max(shadow.read_step, fiber.step) : fiber.step;
   shadow.read_epoch = fiber.epoch;
 }
 
 void on_write(Array* array, int64_t index) {
   check_index(array, index);
   Shadow& shadow = array->shadows[index];
-  const Fiber& fiber = *fibers[current];
+  const Fiber& fiber = running();
   if (shadow.written && shadow.writer != current && shadow.write_epoch == fiber.epoch &&
       !ordered(shadow.writer, shadow.write_step)) {
     race(array, index, "written here and by", shadow.writer);

@@ -1,15 +1,17 @@
 // CUDA on the CPU, for tests: the names that csrc/common/cuda.h gives kernels, with every access to
 // shared memory watched.
 //
-// One fiber a thread; the blocks of a grid one after the other in a random order; within a block
+// One fiber a thread; the blocks of a grid one after the other in a random order, those of a
+// cooperative launch side by side, a random one of them at a time; within a block
 // the next thread to run is drawn at random whenever one waits at a barrier or in a warp operation.
-// A barrier that not every thread reaches, threads that wait at different barriers, a warp
-// operation that a lane of its mask does not reach, a shuffle from a lane outside the mask, and, in
-// shared memory, an index out of bounds, a read of what nobody wrote, and two threads at one
-// element without a barrier or warp operation between them stop the program and name the thread.
+// Blocks that all wait for each other, a barrier that not every thread reaches, threads that wait
+// at different barriers, a warp operation that a lane of its mask does not reach, a shuffle from a
+// lane outside the mask, and, in shared memory, an index out of bounds, a read of what nobody
+// wrote, and two threads at one element without a barrier or warp operation between them stop the
+// program and name the thread.
 //
-// What it cannot see: races in global memory, since threads only switch at barriers (out of bounds
-// there is what AddressSanitizer is for), a missing fence, and speed.
+// What it cannot see: most races in global memory, since threads only switch at barriers (out of
+// bounds there is what AddressSanitizer is for), a missing fence, and speed.
 #pragma once
 
 #include <algorithm>
@@ -45,12 +47,15 @@ inline Dim thread_index, block_index, block_dim, grid_dim;
 [[noreturn]] void fail(const std::string& what);
 
 struct Options {
-  uint64_t seed = 0;  // of the schedule
+  uint64_t seed = 0;     // of the schedule
+  int64_t resident = 3;  // blocks that run side by side
 };
 inline Options options;
 
-void run(int64_t blocks, int threads, int64_t shared_bytes, const std::function<void()>& kernel);
+void run(int64_t blocks, int threads, int64_t shared_bytes, bool cooperative,
+         const std::function<void()>& kernel);
 
+void spin();
 void barrier(const char* file, int line);
 int barrier_count(bool value, const char* file, int line);
 
@@ -146,8 +151,21 @@ class DynamicShared {
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const char*, int64_t blocks, int threads,
             int64_t shared_bytes, Stream, const Arguments&... arguments) {
-  simulator::run(blocks, threads, shared_bytes, [&] { kernel(arguments...); });
+  simulator::run(blocks, threads, shared_bytes, false, [&] { kernel(arguments...); });
 }
+
+template <class... Parameters, class... Arguments>
+void launch_together(void (*kernel)(Parameters...), const char*, int64_t blocks, int threads,
+                     int64_t shared_bytes, Stream, const Arguments&... arguments) {
+  simulator::run(blocks, threads, shared_bytes, true, [&] { kernel(arguments...); });
+}
+
+template <class... Parameters>
+int64_t most_together(void (*)(Parameters...), const char*, int, int64_t) {
+  return simulator::options.resident;
+}
+
+inline void spin() { simulator::spin(); }
 
 inline void fill_bytes(void* data, int byte, int64_t bytes, Stream) {
   if (bytes > 0) std::memset(data, byte, bytes);

@@ -5,7 +5,9 @@
 #include <unistd.h>
 
 #include <string>
+#include <vector>
 
+#include "common/group_barrier.cuh"
 #include "cuda_on_cpu/tests.h"
 
 namespace instembed {
@@ -69,6 +71,27 @@ void uninitialised_kernel(int* output, bool fault) {
   if (!fault || threadIdx.x != 3) values[threadIdx.x] = 2;
   __syncthreads();
   output[threadIdx.x] = values[kThreads - 1 - threadIdx.x];
+}
+
+// Each block writes a number and reads those of the others.
+void group_kernel(unsigned long long* arrived, int* numbers, int* output, bool barrier,
+                  int absent) {
+  const int block = static_cast<int>(blockIdx.x);
+  if (block == absent) return;
+  if (threadIdx.x == 3) numbers[block] = 1;
+  GroupBarrier group;
+  if (barrier) group.wait(arrived, static_cast<int>(gridDim.x));
+  if (threadIdx.x != 40) return;
+  for (unsigned b = 0; b < gridDim.x; ++b) output[block] += numbers[b];
+}
+
+// The sum of what three blocks found.
+int run_group(bool barrier, int absent, int64_t blocks = 3) {
+  unsigned long long arrived = 0;
+  std::vector<int> numbers(blocks), output(blocks);
+  launch_together(group_kernel, "test", blocks, kThreads, 0, Stream{}, &arrived, numbers.data(),
+                  output.data(), barrier, absent);
+  return output[0] + output[1] + output[2];
 }
 
 template <class... P, class... A>
@@ -151,6 +174,19 @@ void test_simulator(int) {
   check(
       "uninitialised shared memory", [&] { start(uninitialised_kernel, 0, out, true); },
       [&] { start(uninitialised_kernel, 0, out, false); }, {"values[3] is read before written"});
+  check(
+      "blocks that wait for one that has ended", [&] { run_group(true, 1); },
+      [&] { CHECK(run_group(true, -1) == 9); }, {"all blocks wait for each other"});
+  check(
+      "more blocks than the device holds", [&] { run_group(true, -1, 4); },
+      [&] { run_group(true, -1); }, {"4 blocks, the device holds 3"});
+  int without = 0;  // a missing barrier between blocks shows in some schedule
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    simulator::options.seed = seed;
+    CHECK(run_group(true, -1) == 9);
+    without += run_group(false, -1) != 9 ? 1 : 0;
+  }
+  CHECK(without > 0);
 #if defined(__SANITIZE_ADDRESS__)
   check(
       "global memory", [&] { start(global_bounds_kernel, 0, out, 1); },

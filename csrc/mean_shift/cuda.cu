@@ -1,0 +1,1 @@
+#include "mean_shift/cuda.cuh"

@@ -1,0 +1,378 @@
+// Tiles of 32 consecutive pixels, each with the box around its points and their sum: what the
+// blocks of the CPU kernel (blocks.h) are here.
+//
+// A warp takes a chunk of 32 tiles: lane k compares the box of tile k with a ball, which settles
+// most tiles. Those that the sphere cuts are looked into, one after the other, lane i at pixel i of
+// the embeddings themselves, whatever their layout: nothing is copied.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "common/cuda.h"
+#include "common/dtype.h"
+#include "common/id_table.cuh"
+#include "common/images.cuh"
+#include "mean_shift/formula.h"
+
+namespace instembed::mean_shift::device {
+
+using namespace cuda;
+
+constexpr int kThreads = 512;
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kTile = kWarp;   // pixels
+constexpr int kChunk = kWarp;  // tiles
+constexpr int kGroup = 8;      // channels that are loaded, and reduced, at a time
+
+// Tests of points are in S: float for 16- and 32-bit embeddings, and then in double near the
+// border.
+template <class S>
+struct Tiles {                        // of all images
+  S *low = nullptr, *high = nullptr;  // (channels, row): the box of the active points
+  double* sums = nullptr;             // (channels, row): of the active points
+  uint32_t* active = nullptr;         // points that nobody owns, of the tile's lowest class
+  uint32_t* later = nullptr;          // of its other classes; null without a class map
+  int64_t* classes = nullptr;         // of the active points; null without a class map
+  int64_t row = 0;
+
+  // How many tiles all images have at most.
+  static int64_t most(const Images& images) {
+    return images.offsets ? images.total / kTile + images.images + 1
+                          : images.images * ((images.pixels + kTile - 1) / kTile);
+  }
+
+  void take(Workspace* workspace, const Images& images, int64_t channels, bool classified) {
+    row = most(images);
+    low = workspace->take<S>(channels * row);
+    high = workspace->take<S>(channels * row);
+    sums = workspace->take<double>(channels * row);
+    active = workspace->take<uint32_t>(row);
+    later = workspace->take<uint32_t>(classified ? row : 0);
+    classes = workspace->take<int64_t>(classified ? row : 0);
+    if (!classified) {
+      later = nullptr;
+      classes = nullptr;
+    }
+  }
+};
+
+template <class T>
+struct Input {
+  const T* embeddings;
+  Strides strides;
+  const void* mask;  // null: all pixels are of class 1
+  DType mask_type;
+  Strides mask_strides;
+  Images images;
+  int channels;
+};
+
+// One image and its tiles. Pointers and strides stay in the kernel's parameters, which cost no
+// registers.
+template <class T, class S>
+struct Cloud {
+  const Input<T>& input;
+  const Tiles<S>& all;
+  int64_t base, mask_base;  // of pixel 0
+  int64_t first;            // tile
+  int64_t start, pixels;    // start: of its pixels in the batch
+  int channels;
+
+  __device__ Cloud(const Input<T>& input, const Tiles<S>& all, int64_t image)
+      : input(input),
+        all(all),
+        base(input.strides.at(input.images, image)),
+        mask_base(input.mask_strides.at(input.images, image)),
+        pixels(input.images.count(image)),
+        channels(input.channels) {
+    start = pixels > 0 ? input.images.start(image) : 0;
+    first = input.images.offsets ? start / kTile + image : image * tiles();
+  }
+
+  __device__ int64_t tiles() const { return (pixels + kTile - 1) / kTile; }
+  __device__ const T* point(int64_t i) const {
+    return input.embeddings + base + i * input.strides.pixel;
+  }
+  __device__ int64_t channel() const { return input.strides.channel; }
+  __device__ int64_t class_of(int64_t i) const {
+    return input.mask
+               ? load_id(input.mask, input.mask_type, mask_base + i * input.mask_strides.pixel)
+               : 1;
+  }
+
+  __device__ bool classified() const { return all.classes != nullptr; }
+  __device__ uint32_t& active(int64_t tile) const { return all.active[first + tile]; }
+  __device__ uint32_t& later(int64_t tile) const { return all.later[first + tile]; }
+  __device__ int64_t& label_class(int64_t tile) const { return all.classes[first + tile]; }
+  __device__ S& low(int d, int64_t tile) const { return all.low[d * all.row + first + tile]; }
+  __device__ S& high(int d, int64_t tile) const { return all.high[d * all.row + first + tile]; }
+  __device__ double& sum(int d, int64_t tile) const { return all.sums[d * all.row + first + tile]; }
+};
+
+__device__ __forceinline__ int lane_of_thread() { return static_cast<int>(threadIdx.x) % kWarp; }
+__device__ __forceinline__ int warp_of_thread() { return static_cast<int>(threadIdx.x) / kWarp; }
+
+struct Sum {
+  template <class A>
+  __device__ A operator()(A a, A b) const {
+    return a + b;
+  }
+};
+struct Least {
+  template <class A>
+  __device__ A operator()(A a, A b) const {
+    return b < a ? b : a;
+  }
+};
+struct Most {
+  template <class A>
+  __device__ A operator()(A a, A b) const {
+    return b > a ? b : a;
+  }
+};
+
+// All lanes get the same result.
+template <class A, class Op>
+__device__ __forceinline__ A reduce_warp(A value, Op op) {
+#pragma unroll
+  for (int other = kWarp / 2; other > 0; other /= 2) {
+    value = op(value, __shfl_xor_sync(kAllLanes, value, other));
+  }
+  return value;
+}
+
+// Reduces kGroup values a lane, value(k), over the warp: lane 4 k gets the result of value k. Half
+// of the values go to half of the lanes at each step, so that it takes 9 shuffles and not 40.
+template <class A, class Value, class Op>
+__device__ __forceinline__ A reduce_group(Value&& value, Op op) {
+  const int lane = lane_of_thread();
+  A values[kGroup / 2];
+  const bool upper = (lane & 2 * kGroup) != 0;
+#pragma unroll
+  for (int k = 0; k < kGroup / 2; ++k) {
+    const A first = value(k), second = value(k + kGroup / 2);
+    values[k] =
+        op(upper ? second : first, __shfl_xor_sync(kAllLanes, upper ? first : second, 2 * kGroup));
+  }
+#pragma unroll
+  for (int half = kGroup / 4; half > 0; half /= 2) {
+    const int other = 4 * half;
+    const bool above = (lane & other) != 0;
+#pragma unroll
+    for (int k = 0; k < half; ++k) {
+      const A given = above ? values[k] : values[k + half];
+      const A kept = above ? values[k + half] : values[k];
+      values[k] = op(kept, __shfl_xor_sync(kAllLanes, given, other));
+    }
+  }
+  const A all = op(values[0], __shfl_xor_sync(kAllLanes, values[0], 2));
+  return op(all, __shfl_xor_sync(kAllLanes, all, 1));
+}
+
+// What is left of a tile, as a lane knows it.
+struct Left {
+  uint32_t active = 0;
+  int64_t label_class = 0;
+};
+
+// Describes a tile whose active points and points of other classes are given, by a warp. Where
+// none is active, the lowest of the other classes is next.
+template <class T, class S>
+__device__ __forceinline__ Left describe(const Cloud<T, S>& cloud, int64_t tile, uint32_t active,
+                                         uint32_t later, int64_t label_class) {
+  const int lane = lane_of_thread();
+  const int64_t i = tile * kTile + lane;
+  if (active == 0 && later != 0) {
+    const bool candidate = later >> lane & 1;
+    const int64_t own = candidate ? cloud.class_of(i) : INT64_MAX;
+    label_class = reduce_warp(own, Least{});
+    active = __ballot_sync(kAllLanes, candidate && own == label_class);
+    later &= ~active;
+  }
+  if (lane == 0) {
+    cloud.active(tile) = active;
+    if (cloud.classified()) {
+      cloud.later(tile) = later;
+      cloud.label_class(tile) = label_class;
+    }
+  }
+  if (active == 0) return {active, label_class};
+  const bool mine = active >> lane & 1;
+  const T* point = cloud.point(i);
+  for (int from = 0; from < cloud.channels; from += kGroup) {
+    S x[kGroup];
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      const bool there = mine && from + k < cloud.channels;
+      x[k] = there ? static_cast<S>(point[(from + k) * cloud.channel()]) : S(0);
+    }
+    const S least =
+        reduce_group<S>([&](int k) { return mine ? x[k] : static_cast<S>(INFINITY); }, Least{});
+    const S most =
+        reduce_group<S>([&](int k) { return mine ? x[k] : -static_cast<S>(INFINITY); }, Most{});
+    const double total =
+        reduce_group<double>([&](int k) { return static_cast<double>(x[k]); }, Sum{});
+    const int d = from + lane / 4;
+    if (lane % 4 == 0 && d < cloud.channels) {
+      cloud.low(d, tile) = least;
+      cloud.high(d, tile) = most;
+      cloud.sum(d, tile) = total;
+    }
+  }
+  return {active, label_class};
+}
+
+// Finds the foreground of a tile, points that are not finite aside, and describes it.
+template <class T, class S>
+__device__ __forceinline__ Left find_points(const Cloud<T, S>& cloud, int64_t tile) {
+  const int64_t i = tile * kTile + lane_of_thread();
+  bool there = i < cloud.pixels && cloud.class_of(i) != 0;
+  if (there) {
+    const T* point = cloud.point(i);
+#pragma unroll 8
+    for (int d = 0; d < cloud.channels; ++d) {
+      const S x = static_cast<S>(point[d * cloud.channel()]);
+      there = there && x - x == S(0);
+    }
+  }
+  const uint32_t points = __ballot_sync(kAllLanes, there);
+  // Without a class map there is one class, and the points are active as they are.
+  return cloud.classified() ? describe(cloud, tile, 0u, points, int64_t{0})
+                            : describe(cloud, tile, points, 0u, int64_t{1});
+}
+
+// |x - center| <= bandwidth. `center` and `rounded` (to S) are shared by those who ask.
+template <class S>
+struct DeviceBall {
+  SharedPtr<double> center;
+  SharedPtr<S> rounded;
+  Certain<S> certain;
+  double bandwidth2 = 0;
+
+  // Once `center` and `rounded` are there. False if the centre is not finite, so has no members.
+  __device__ bool prepare(double bandwidth, int channels) {
+    bandwidth2 = bandwidth * bandwidth;
+    double error2 = 0;
+    bool finite = true;
+    for (int d = 0; d < channels; ++d) {
+      const double c = center[d];
+      finite = finite && c - c == 0;
+      const double e = c - static_cast<double>(rounded[d]);
+      error2 += e * e;
+    }
+    certain = Certain<S>::of(channels, bandwidth, error2);
+    if constexpr (sizeof(S) == sizeof(float)) {
+      if (!fits_float(bandwidth)) {  // no test in float is certain
+        certain.inner2 = S(-1);
+        certain.outer2 = static_cast<S>(INFINITY);
+      }
+    }
+    return finite;
+  }
+};
+
+enum class Side { outside, inside, cut };
+
+// The nearest and the farthest point of a box are tested as points: rounding can only agree.
+template <class T, class S>
+__device__ __forceinline__ Side side_of(const Cloud<T, S>& cloud, int64_t tile,
+                                        const DeviceBall<S>& ball) {
+  S near2 = 0, far2 = 0;
+#pragma unroll 4
+  for (int d = 0; d < cloud.channels; ++d) {
+    const S above = cloud.low(d, tile) - ball.rounded[d];
+    const S below = ball.rounded[d] - cloud.high(d, tile);
+    const S near = above > below ? above : below;  // the box begins there, if it is positive
+    const S far = above < below ? above : below;   // minus where it ends
+    near2 += near > 0 ? near * near : S(0);
+    far2 += far * far;
+  }
+  if (near2 > ball.certain.outer2) return Side::outside;
+  return far2 <= ball.certain.inner2 ? Side::inside : Side::cut;
+}
+
+template <class T, class S>
+__device__ __forceinline__ bool is_member(const Cloud<T, S>& cloud, int64_t i,
+                                          const DeviceBall<S>& ball) {
+  const T* point = cloud.point(i);
+  S squared = 0;
+#pragma unroll 4
+  for (int d = 0; d < cloud.channels; ++d) {
+    const S difference = static_cast<S>(point[d * cloud.channel()]) - ball.rounded[d];
+    squared += difference * difference;
+  }
+  if (squared <= ball.certain.inner2) return true;
+  if (!(squared <= ball.certain.outer2)) return false;
+  return squared_distance(point, cloud.channel(), ball.center, cloud.channels) <= ball.bandwidth2;
+}
+
+// A chunk, as the lane sees it whose tile is `tile`.
+struct Members {
+  uint32_t active = 0;  // of the tile, if it is of the class that is asked for
+  uint32_t inside = 0;  // those in the ball
+  bool whole = false;   // the ball has all of them, and the tile's sum is theirs
+  int64_t label_class = 0;
+};
+
+// The active points of a class in a ball, in the 32 tiles from `first` on, by a warp.
+template <class T, class S>
+__device__ __forceinline__ Members find_members(const Cloud<T, S>& cloud, int64_t first,
+                                                int64_t label_class, const DeviceBall<S>& ball) {
+  const int lane = lane_of_thread();
+  const int64_t tile = first + lane;
+  Members members;
+  bool cut = false;
+  if (tile < cloud.tiles()) {
+    members.active = cloud.active(tile);
+    members.label_class = cloud.classified() ? cloud.label_class(tile) : 1;
+    if (members.active != 0 && members.label_class == label_class) {
+      const Side side = side_of(cloud, tile, ball);
+      members.whole = side == Side::inside;
+      members.inside = members.whole ? members.active : 0;
+      cut = side == Side::cut;
+    }
+  }
+  for (uint32_t bits = __ballot_sync(kAllLanes, cut); bits; bits &= bits - 1) {
+    const int k = __ffs(static_cast<int>(bits)) - 1;
+    const uint32_t active = __shfl_sync(kAllLanes, members.active, k);
+    const bool hit = (active >> lane & 1) && is_member(cloud, (first + k) * kTile + lane, ball);
+    const uint32_t inside = __ballot_sync(kAllLanes, hit);
+    if (lane == k) members.inside = inside;
+  }
+  return members;
+}
+
+// Adds the members of a chunk, channel d to sum[d], by a warp that alone has that sum.
+template <class T, class S>
+__device__ __forceinline__ void add_members(const Cloud<T, S>& cloud, int64_t first,
+                                            const Members& members, SharedPtr<double> sum) {
+  const int lane = lane_of_thread();
+  const uint32_t partly = __ballot_sync(kAllLanes, members.inside != 0 && !members.whole);
+  for (int from = 0; from < cloud.channels; from += kGroup) {
+    double values[kGroup];
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      values[k] =
+          members.whole && from + k < cloud.channels ? cloud.sum(from + k, first + lane) : 0.0;
+    }
+    for (uint32_t bits = partly; bits; bits &= bits - 1) {
+      const int tile = __ffs(static_cast<int>(bits)) - 1;
+      const uint32_t inside = __shfl_sync(kAllLanes, members.inside, tile);
+      if (inside >> lane & 1) {
+        const T* point = cloud.point((first + tile) * kTile + lane);
+#pragma unroll
+        for (int k = 0; k < kGroup; ++k) {
+          if (from + k < cloud.channels) {
+            values[k] += static_cast<double>(point[(from + k) * cloud.channel()]);
+          }
+        }
+      }
+    }
+    const double total = reduce_group<double>([&](int k) { return values[k]; }, Sum{});
+    const int d = from + lane / 4;
+    if (lane % 4 == 0 && d < cloud.channels) sum[d] += total;
+  }
+}
+
+}  // namespace instembed::mean_shift::device

@@ -1,0 +1,332 @@
+// Mean-shift grouping on the simulated device against the CPU kernel, which the Python tests hold
+// to its reference.
+#include <cmath>
+#include <limits>
+
+#include "cuda_on_cpu/tests.h"
+#include "mean_shift/cuda.h"
+
+namespace instembed {
+
+namespace {
+
+using namespace mean_shift;
+
+struct Case {
+  DType dtype = DType::f32;
+  int64_t images = 1, channels = 3, pixels = 300;
+  std::vector<int> layout{0, 1, 2};
+  int64_t clusters = 6, run = 20;  // points about so many centres, in runs of about so many pixels
+  double spread = 0.2;             // of the points, where the centres are about 3 apart
+  bool rough = false;              // some points lie between two centres
+  bool whole_numbers = false;      // sums are exact, and distances meet the bandwidth
+  int64_t ids = 0;                 // classes; 1: a mask of 0 and 1
+  double foreground = 1;           // of the pixels, where there is a mask
+  DType mask_type = DType::i64;
+  bool ragged = false;
+  int64_t spare = 2;  // capacity beyond the instances
+  Options options;
+
+  Case() { options.bandwidth = 1.5; }
+};
+
+void set(Buffer& array, DType dtype, int64_t i, double value) {
+  dispatch_floating(dtype, "test", [&](auto type) {
+    using T = decltype(type);
+    array.as<T>()[i] = rounded<T>(value);
+  });
+}
+
+// Element (row, channel, column) of an array whatever its layout.
+int64_t place(const Array& array, int64_t row, int64_t channel, int64_t column) {
+  return row * array.strides[0] + channel * array.strides[1] + column * array.strides[2];
+}
+
+void fill_points(const Case& c, Buffer& embeddings) {
+  const Array& array = embeddings;
+  std::normal_distribution<double> normal;
+  std::vector<double> centers(c.clusters * c.channels);
+  for (double& value : centers) value = 2.5 * normal(generator);
+  for (int64_t row = 0; row < array.shape[0]; ++row) {
+    int64_t own = 0;
+    for (int64_t i = 0; i < array.shape[2]; ++i) {
+      if (draw(1, c.run) == 1) own = draw(0, c.clusters - 1);
+      const int64_t other = draw(0, c.clusters - 1);
+      const double mix = c.rough && draw(0, 9) == 0 ? draw(0, 100) / 100.0 : 0;
+      for (int64_t d = 0; d < c.channels; ++d) {
+        double value = (1 - mix) * centers[own * c.channels + d] +
+                       mix * centers[other * c.channels + d] + c.spread * normal(generator);
+        if (c.whole_numbers) value = static_cast<double>(draw(-3, 3));
+        set(embeddings, c.dtype, place(array, row, d, i), value);
+      }
+    }
+  }
+}
+
+struct Found {
+  Buffer labels, centers, counts, instances, iterations;
+
+  Found(const Case& c, int64_t rows, int64_t columns, int64_t capacity)
+      : labels(DType::i64, {rows, columns}),
+        centers(c.dtype == DType::f64 ? DType::f64 : DType::f32, {c.images, capacity, c.channels}),
+        counts(DType::i64, {c.images, capacity}),
+        instances(DType::i64, {c.images}),
+        iterations(DType::i64, {c.images}) {}
+
+  double center(int64_t i) {
+    return static_cast<const Array&>(centers).dtype == DType::f64 ? centers.as<double>()[i]
+                                                                  : centers.as<float>()[i];
+  }
+};
+
+void report(const char* what, int64_t at, int64_t got, int64_t expected) {
+  std::fprintf(stderr, "%s %ld: %ld instead of %ld\n", what, static_cast<long>(at),
+               static_cast<long>(got), static_cast<long>(expected));
+}
+
+void check_same(Found& got, Found& expected) {
+  for (int64_t b = 0; b < expected.instances.size(); ++b) {
+    const int64_t a = got.instances.as<int64_t>()[b], e = expected.instances.as<int64_t>()[b];
+    if (a != e) report("image", b, a, e);
+    CHECK(a == e);
+  }
+  for (int64_t i = 0; i < expected.labels.size(); ++i) {
+    const int64_t a = got.labels.as<int64_t>()[i], e = expected.labels.as<int64_t>()[i];
+    if (a != e) report("label of pixel", i, a, e);
+    CHECK(a == e);
+  }
+  CHECK(same_bits(got.counts, expected.counts));
+  CHECK(same_bits(got.iterations, expected.iterations));
+  const bool wide = static_cast<const Array&>(expected.centers).dtype == DType::f64;
+  for (int64_t i = 0; i < expected.centers.size(); ++i) {
+    const double e = expected.center(i);
+    CHECK(std::abs(got.center(i) - e) <= (wide ? 1e-13 : 1e-7) * (1 + std::abs(e)));
+  }
+}
+
+void run(const Case& c, const Buffer& embeddings, const Array* mask, const Array* bounds,
+         Found* got) {
+  const int64_t capacity = static_cast<const Array&>(got->counts).shape[1];
+  Buffer workspace(DType::u8, {cuda_workspace(embeddings, mask, bounds, c.options, capacity)});
+  group_cuda(embeddings, mask, bounds, c.options,
+             {got->labels, got->centers, got->counts, got->instances, got->iterations}, workspace,
+             0);
+}
+
+// `alter` may change some values of the embeddings.
+void check(
+    const Case& c, int schedules, const std::function<void(Buffer&)>& alter = [](Buffer&) {}) {
+  const int64_t rows = c.ragged ? 1 : c.images, columns = c.ragged ? c.images * c.pixels : c.pixels;
+  Buffer embeddings(c.dtype, {rows, c.channels, columns}, c.layout);
+  fill_points(c, embeddings);
+  alter(embeddings);
+  Buffer mask(c.mask_type, {rows, columns});
+  std::memset(mask.as<char>(), 0, mask.bytes());
+  int64_t id = 1;
+  for (int64_t i = 0; i < mask.size(); ++i) {
+    if (draw(1, c.run) == 1) id = draw(0, c.ids);
+    if (c.foreground < 1) id = draw(1, 1000) <= 1000 * c.foreground ? 1 : 0;
+    if (c.mask_type == DType::i64) {
+      mask.as<int64_t>()[i] = id < 2 ? id : (id % 2 ? id : -id) * (int64_t{1} << 40);
+    } else {
+      mask.as<uint8_t>()[i] = static_cast<uint8_t>(id);
+    }
+  }
+  Buffer offsets(DType::i64, {c.images + 1});
+  for (int64_t b = 0; b <= c.images; ++b) {  // of different sizes, one of them empty
+    offsets.as<int64_t>()[b] = b == 0 ? 0 : b == c.images ? columns : (b / 2) * 2 * c.pixels;
+  }
+  const Array* classes = c.ids > 0 ? &mask : nullptr;
+  const Array* bounds = c.ragged ? &offsets : nullptr;
+
+  Buffer expected_labels(DType::i64, {rows, columns});
+  const Result result = group(embeddings, classes, bounds, c.options, expected_labels, 1);
+  const int64_t capacity = std::max<int64_t>(result.largest() + c.spare, 1);
+  std::vector<char> bits;
+  if (capacity < result.largest()) {
+    for_schedules(schedules, [&] {
+      Found got(c, rows, columns, capacity);
+      run(c, embeddings, classes, bounds, &got);
+      for (int64_t b = 0; b < c.images; ++b) {
+        const int64_t found = result.images[b].size();
+        CHECK(got.instances.as<int64_t>()[b] == std::min(found, capacity + 1));
+        if (found <= capacity) continue;
+        for (int64_t k = 0; k < capacity; ++k) {
+          CHECK(got.counts.as<int64_t>()[b * capacity + k] == 0);
+          CHECK(got.center((b * capacity + k) * c.channels) == 0);
+        }
+        for (int64_t i = 0; i < c.pixels && !c.ragged; ++i) {
+          CHECK(got.labels.as<int64_t>()[b * c.pixels + i] == 0);
+        }
+      }
+    });
+    return;
+  }
+  Found expected(c, rows, columns, capacity);
+  std::memcpy(expected.labels.as<char>(), expected_labels.raw(), expected_labels.bytes());
+  result.copy(expected.centers, expected.counts, expected.instances, expected.iterations);
+  for_schedules(schedules, [&] {
+    Found got(c, rows, columns, capacity);
+    run(c, embeddings, classes, bounds, &got);
+    check_same(got, expected);
+    std::vector<char> now(got.centers.raw(), got.centers.raw() + got.centers.bytes());
+    if (bits.empty()) bits = now;
+    CHECK(bits == now);  // whatever the schedule
+  });
+}
+
+const std::vector<int> kPlanar{0, 1, 2}, kInterleaved{0, 2, 1}, kStrided{2, 0, 1};
+
+}  // namespace
+
+void test_mean_shift(int schedules) {
+  for (const Seeding seeding : {Seeding::peel, Seeding::all}) {
+    Case base;
+    base.options.seeding = seeding;
+    const bool all = seeding == Seeding::all;  // which costs the square of the pixels
+    if (all) base.pixels = 100;
+    for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::f64}) {
+      for (const auto& layout : {kPlanar, kInterleaved, kStrided}) {
+        Case c = base;
+        c.dtype = dtype;
+        c.layout = layout;
+        c.images = 2;
+        c.channels = layout == kInterleaved ? 8 : 5;
+        c.rough = layout != kStrided;
+        c.pixels = layout == kPlanar && !all ? 700 : 111;
+        check(c, schedules);
+      }
+    }
+    for (const int64_t pixels : {0, 1, 31, 33, all ? 65 : 1025}) {
+      for (const int64_t images : {0, 1, 4}) {
+        Case c = base;
+        c.pixels = pixels;
+        c.images = images;
+        check(c, schedules);
+      }
+    }
+    for (const int64_t channels : {1, 2, 9, 21, 70}) {
+      Case c = base;
+      c.channels = channels;
+      c.spread = 0.05;
+      c.pixels = 100;
+      check(c, schedules);
+    }
+    for (const Leftovers leftovers : {Leftovers::noise, Leftovers::nearest}) {
+      for (const int64_t ids : {0, 1, 7}) {
+        Case c = base;
+        c.images = 3;
+        c.ids = ids;
+        c.mask_type = ids == 1 ? DType::u8 : DType::i64;
+        c.rough = true;
+        c.ragged = leftovers == Leftovers::nearest;
+        c.options.min_size = 9;
+        c.options.leftovers = leftovers;
+        check(c, schedules);
+      }
+    }
+    {  // every pixel of a class of its own
+      Case c = base;
+      c.ids = 1 << 20;
+      c.run = 1;
+      c.pixels = 70;
+      check(c, schedules);
+    }
+    for (const DType dtype : {DType::f32, DType::f64}) {  // distances that equal the bandwidth
+      Case c = base;
+      c.dtype = dtype;
+      c.whole_numbers = true;
+      c.channels = 2;
+      c.options.bandwidth = 2;
+      check(c, schedules);
+    }
+    {  // no two points together, and centres that move far
+      Case c = base;
+      c.spread = 3;
+      c.pixels = 80;
+      c.options.bandwidth = 0.5;
+      check(c, schedules);
+      c.options.bandwidth = 4;
+      c.options.max_iter = 2;
+      check(c, schedules);
+      c.options.max_iter = 300;
+      c.options.tol = 0.3;
+      check(c, schedules);
+    }
+    {  // too many instances
+      Case c = base;
+      c.clusters = 12;
+      c.pixels = all ? 150 : 500;
+      c.images = 2;
+      c.options.min_size = 3;
+      c.spare = -1;
+      check(c, schedules);
+      c.spare = -5;
+      check(c, schedules);
+    }
+    for (const DType dtype : {DType::f32, DType::f64, DType::f16}) {
+      // Sums of near the largest double overflow: seeding "all" of the CPU kernel then loses modes.
+      const double largest = all ? 1e300 : 1.7e308;
+      const double huge = dtype == DType::f64 ? largest : dtype == DType::f32 ? 3e38 : 6e4;
+      Case c = base;
+      c.dtype = dtype;
+      c.images = 2;
+      c.options.leftovers = Leftovers::nearest;
+      c.options.min_size = 4;
+      check(c, schedules, [&](Buffer& embeddings) {  // what is not finite, or is nearly
+        const double values[] = {std::nan(""),
+                                 std::numeric_limits<double>::infinity(),
+                                 -std::numeric_limits<double>::infinity(),
+                                 huge,
+                                 -huge,
+                                 1e-40};
+        for (int k = 0; k < 60; ++k) {
+          set(embeddings, dtype, draw(0, embeddings.size() - 1), values[draw(0, 5)]);
+        }
+      });
+      // Bandwidths for which no test in float is certain.
+      for (const double scale : {1e-20, 1e18}) {
+        if (dtype == DType::f16) continue;
+        c.options.bandwidth = 1.5 * scale;
+        check(c, schedules, [&](Buffer& embeddings) {
+          for (int64_t i = 0; i < embeddings.size(); ++i) {
+            const double value = dtype == DType::f64
+                                     ? embeddings.as<double>()[i]
+                                     : static_cast<double>(embeddings.as<float>()[i]);
+            set(embeddings, dtype, i, value * scale);
+          }
+        });
+      }
+    }
+    {  // several parts for several blocks
+      Case c = base;
+      c.pixels = 17000;
+      c.run = 100;
+      c.ids = 1;
+      c.foreground = all ? 0.01 : 0.5;
+      c.mask_type = DType::u8;
+      c.options.min_size = 20;
+      check(c, schedules);
+      c.images = 2;
+      c.pixels = 9000;
+      check(c, schedules);
+    }
+  }
+  // Offsets that are none: nothing is found.
+  Case c;
+  c.ragged = true;
+  c.images = 2;
+  Buffer embeddings(c.dtype, {1, 3, 100});
+  fill_points(c, embeddings);
+  for (const auto& wrong :
+       std::vector<std::vector<int64_t>>{{0, 90, 40}, {0, 50, 200}, {1, 50, 100}, {0, -5, 100}}) {
+    Buffer offsets(DType::i64, {3});
+    for (int k = 0; k < 3; ++k) offsets.as<int64_t>()[k] = wrong[k];
+    Found got(c, 1, 100, 5);
+    run(c, embeddings, nullptr, &offsets, &got);
+    for (int b = 0; b < 2; ++b) CHECK(got.instances.as<int64_t>()[b] == -1);
+    for (int i = 0; i < 100; ++i) CHECK(got.labels.as<int64_t>()[i] == 0);
+  }
+}
+
+}  // namespace instembed
