@@ -28,8 +28,9 @@ simulator: $(VENV)/test ## CUDA kernels on the CPU: every kernel under 20 random
 	$(CMAKE) -B build/simulator -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG='-O2 -g1' -DINSTEMBED_CUDA=OFF \
 	  -DINSTEMBED_SIMULATOR=ON -DINSTEMBED_TESTS=OFF -DPython_EXECUTABLE=$(abspath $(RUN)) -Dpybind11_DIR=$$($(RUN) -m pybind11 --cmakedir)
 	$(VENV)/bin/cmake --build build/simulator --target simulated_kernels simulated_core
-	build/simulator/simulated_kernels 20
-	$(RUN) -m pytest tests/test_cuda.py --simulated-core build/simulator/simulated_core*.so
+	build/simulator/simulated_kernels 20 mean_shift & grouping=$$!; \
+	  build/simulator/simulated_kernels 20 simulator discriminative label_statistics && \
+	  $(RUN) -m pytest tests/test_cuda.py --simulated-core build/simulator/simulated_core*.so && wait $$grouping
 
 cuda: $(VENV)/test ## CUDA kernels compiled for ARCHITECTURES (all-major: those of a wheel); no spills, no local memory
 	@command -v nvcc > /dev/null || { echo '*** nvcc was not found: THE CUDA KERNELS WERE NOT COMPILED ***'; exit 0; }; \

@@ -1,29 +1,48 @@
-// Runs every CUDA kernel on the simulated device. The argument is the number of schedules a case.
+// Runs CUDA kernels on the simulated device. Arguments: the number of schedules a case, and the
+// tests to run (default: all).
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <string>
+#include <vector>
 
 #include "cuda_on_cpu/tests.h"
 
 namespace instembed {
 namespace {
 
-void run(const char* name, void (*test)(int), int schedules) {
-  const auto start = std::chrono::steady_clock::now();
-  test(schedules);
-  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-  std::printf("simulator: %s, %d schedules a case: %.1f s\n", name, schedules, took.count());
+struct Test {
+  std::string name;
+  void (*run)(int schedules);
+};
+
+const std::vector<Test> kTests = {{"simulator", test_simulator},
+                                  {"discriminative", test_discriminative},
+                                  {"label_statistics", test_label_statistics},
+                                  {"mean_shift", test_mean_shift}};
+
+int run(int schedules, const std::vector<std::string>& names) {
+  size_t found = 0;
+  for (const Test& test : kTests) {
+    if (!names.empty() && std::find(names.begin(), names.end(), test.name) == names.end()) continue;
+    ++found;
+    const auto start = std::chrono::steady_clock::now();
+    test.run(schedules);
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+    std::printf("simulator: %s, %d schedules a case: %.1f s\n", test.name.c_str(), schedules,
+                took.count());
+  }
+  if (found == (names.empty() ? kTests.size() : names.size())) return 0;
+  std::fprintf(stderr, "unknown test among the arguments\n");
+  return 1;
 }
 
 }  // namespace
 }  // namespace instembed
 
 int main(int argc, char** argv) {
-  const int schedules = argc > 1 ? std::atoi(argv[1]) : 20;
-  using namespace instembed;
   std::setbuf(stdout, nullptr);
-  run("simulator", test_simulator, schedules);
-  run("discriminative", test_discriminative, schedules);
-  run("label_statistics", test_label_statistics, schedules);
-  run("mean_shift", test_mean_shift, schedules);
-  return 0;
+  const std::vector<std::string> arguments(argv + 1, argv + argc);
+  const int schedules = arguments.empty() ? 20 : std::atoi(arguments[0].c_str());
+  return instembed::run(schedules, {arguments.begin() + !arguments.empty(), arguments.end()});
 }
