@@ -69,13 +69,11 @@ INSTEMBED_INLINE void fill_table(const A* rows, int64_t padded, A (*table)[kLane
   constexpr int lanes = kLanes<A> / P;
 #pragma GCC unroll 2
   for (int p = 0; p < P; ++p) {
-    Part sums[kSubsets] = {};
+    Part row[kSet], sums[kSubsets] = {};
 #pragma GCC unroll 4
-    for (int k = 0; k < kSet; ++k) {
-      const Part row = load<Part>(rows + k * padded + p * lanes);
-#pragma GCC unroll 8
-      for (int s = 0; s < 1 << k; ++s) sums[(1 << k) + s] = sums[s] + row;
-    }
+    for (int k = 0; k < kSet; ++k) row[k] = load<Part>(rows + k * padded + p * lanes);
+#pragma GCC unroll 16
+    for (int s = 1; s < kSubsets; ++s) sums[s] = sums[s & (s - 1)] + row[__builtin_ctz(s)];
 #pragma GCC unroll 16
     for (int s = 0; s < kSubsets; ++s) store(table[s] + p * lanes, sums[s]);
   }
