@@ -131,6 +131,12 @@ def test_label_statistics_overflow_check(device: str, overflow_checks: None) -> 
 # Discriminative loss
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+LAYOUTS = {
+    "planar": lambda maps: maps,
+    "channels_last": lambda maps: maps.contiguous(memory_format=torch.channels_last),
+    "cropped": lambda maps: maps[:, :, 1:, 3:],
+    "transposed": lambda maps: maps.transpose(2, 3),
+}
 
 
 def loss_and_gradient(
@@ -156,15 +162,9 @@ def assert_same_loss(embeddings: Tensor, labels: Tensor, device: str, **options:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("layout", ["planar", "channels_last", "cropped", "transposed"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_loss_types_and_layouts(device: str, dtype: torch.dtype, layout: str) -> None:
-    embeddings = torch.randn(2, 8, 24, 28).to(dtype)
-    if layout == "channels_last":
-        embeddings = embeddings.contiguous(memory_format=torch.channels_last)
-    elif layout == "cropped":
-        embeddings = embeddings[:, :, 1:, 3:]
-    elif layout == "transposed":
-        embeddings = embeddings.transpose(2, 3)
+    embeddings = LAYOUTS[layout](torch.randn(2, 8, 24, 28).to(dtype))
     labels = labels_of_blocks(2, *embeddings.shape[2:])
     assert_same_loss(embeddings, labels, device)
 
@@ -275,15 +275,9 @@ SEEDINGS = pytest.mark.parametrize("seeding", ["peel", "all"])
 
 @SEEDINGS
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("layout", ["planar", "channels_last", "cropped", "transposed"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_grouping_types_and_layouts(device: str, dtype: torch.dtype, layout: str, seeding: str) -> None:
-    embeddings = patches(2, 14, 18, channels=8).to(dtype)
-    if layout == "channels_last":
-        embeddings = embeddings.contiguous(memory_format=torch.channels_last)
-    elif layout == "cropped":
-        embeddings = embeddings[:, :, 1:, 3:]
-    elif layout == "transposed":
-        embeddings = embeddings.transpose(2, 3)
+    embeddings = LAYOUTS[layout](patches(2, 14, 18, channels=8).to(dtype))
     assert_same_groups(embeddings, device, seeding=seeding)
 
 

@@ -86,7 +86,7 @@ def test_distributed_data_parallel(tmp_path: Path) -> None:
                     torch.randint(0, 4, (4, 16, 16), generator=generator))
 
         def work(rank, store):
-            dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
+            dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
             images, labels = data()
             parallel = torch.nn.parallel.DistributedDataParallel(model())
             half = slice(2 * rank, 2 * rank + 2)
