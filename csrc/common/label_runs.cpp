@@ -1,18 +1,21 @@
 #include "common/label_runs.h"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
+#include <type_traits>
 
 #include "common/dtype.h"
 #include "common/id_map.h"
 #include "common/label_rows.h"
 #include "common/parallel.h"
+#include "common/simd.h"
 
 namespace instembed {
 namespace {
 
-// Short enough that a chunk's own slots fit 16 bits.
-constexpr int64_t kTilesPerChunk = 16;
+// Few enough that a chunk's own slots fit 16 bits.
+constexpr int64_t kPixelsPerChunk = 1 << 15;
 constexpr int32_t kMaxRunSlots =
     0x3ffffe;  // what a run's 22 bits can hold, less the two special codes
 constexpr int32_t kMaxShortSlots = 0xfffe;  // likewise for 16 bits
@@ -42,26 +45,31 @@ uint32_t run_word(int32_t length, int32_t slot) {
   return static_cast<uint32_t>(length - 1) << 22 | (static_cast<uint32_t>(slot) & 0x3fffffu);
 }
 
-// Writes a dense code of `size` words, slot after slot, over zeros.
-class DenseWriter {
- public:
-  DenseWriter(uint32_t* words, int64_t size, int tile) : words_(words), wide_(size == tile) {}
-  void add(int32_t slot, int length = 1) {
-    const auto code = static_cast<uint32_t>(slot);
-    for (const int end = at_ + length; at_ < end; ++at_) {
-      if (wide_) {
-        words_[at_] = code;
-      } else {
-        words_[at_ / 2] |= (code & 0xffffu) << (16 * (at_ & 1));
-      }
-    }
-  }
+// Slot i of a dense code, of 16 bits if `S` has them. A special code sign extends to its slot.
+template <class S>
+INSTEMBED_INLINE int32_t dense_slot(const uint32_t* words, int64_t i) {
+  S code;
+  std::memcpy(&code, reinterpret_cast<const char*>(words) + i * sizeof(S), sizeof(S));
+  constexpr S kFirstSpecial = static_cast<S>(kIgnored);
+  return code >= kFirstSpecial ? static_cast<std::make_signed_t<S>>(code)
+                               : static_cast<int32_t>(code);
+}
 
- private:
-  uint32_t* words_;
-  bool wide_;
-  int at_ = 0;
-};
+template <class S>
+void set_dense_slot(uint32_t* words, int64_t i, int32_t slot) {
+  const auto code = static_cast<S>(slot);
+  std::memcpy(reinterpret_cast<char*>(words) + i * sizeof(S), &code, sizeof(S));
+}
+
+// f(type of the code's elements), for a dense code of `size` words.
+template <class F>
+void with_dense_type(int64_t size, int tile, F&& f) {
+  if (size == tile) {
+    f(uint32_t{});
+  } else {
+    f(uint16_t{});
+  }
+}
 
 template <class L>
 void scan(Chunk& chunk, const L* labels, int64_t stride, int64_t pixels, int tile,
@@ -96,8 +104,10 @@ void scan(Chunk& chunk, const L* labels, int64_t stride, int64_t pixels, int til
     if (size <= tile / 4) {
       for (int k = 0; k < count; ++k) words[k] = run_word(runs[k].length, runs[k].slot);
     } else {
-      DenseWriter dense(words, size, tile);
-      for (int k = 0; k < count; ++k) dense.add(runs[k].slot, runs[k].length);
+      for (int64_t k = 0, i = 0; k < count; ++k) {
+        const int64_t end = i + runs[k].length;
+        for (; i < end; ++i) set_dense_slot<uint16_t>(words, i, runs[k].slot);
+      }
     }
     chunk.words_per_tile.push_back(static_cast<int32_t>(size));
   }
@@ -114,14 +124,37 @@ void recode(const TileCode& code, int n, const std::vector<int32_t>& renumber, i
     return;
   }
   std::fill(words, words + size, 0u);
-  DenseWriter dense(words, size, code.tile);
-  if (code.is_runs()) {
-    code.for_each_run([&](int, int length, int32_t slot) { dense.add(slot_of(slot), length); });
-    return;
+  with_dense_type(size, code.tile, [&](auto type) {
+    using S = decltype(type);
+    if (code.is_runs()) {
+      code.for_each_run([&](int start, int length, int32_t slot) {
+        for (int i = start; i < start + length; ++i) set_dense_slot<S>(words, i, slot_of(slot));
+      });
+      return;
+    }
+    for (int i = 0; i < n; ++i) {
+      set_dense_slot<S>(words, i, slot_of(dense_slot<uint16_t>(code.words, i)));
+    }
+  });
+}
+
+template <class S>
+INSTEMBED_INLINE void unpack_body(const uint32_t* words, int n, int32_t lowest, int32_t none,
+                                  int32_t* slots) {
+  for (int i = 0; i < n; ++i) {
+    const int32_t slot = dense_slot<S>(words, i);
+    slots[i] = slot < lowest ? none : slot;
   }
-  int32_t slots[kMaxTile];
-  code.unpack(n, slots);
-  for (int i = 0; i < n; ++i) dense.add(slot_of(slots[i]));
+}
+
+// Slots of a dense code, `none` for those below `lowest`.
+INSTEMBED_SIMD void unpack_dense(const uint32_t* words, bool wide, int n, int32_t lowest,
+                                 int32_t none, int32_t* slots) {
+  if (wide) {
+    unpack_body<uint32_t>(words, n, lowest, none, slots);
+  } else {
+    unpack_body<uint16_t>(words, n, lowest, none, slots);
+  }
 }
 
 }  // namespace
@@ -133,14 +166,7 @@ TileGrid::TileGrid(const Batch& batch, int tile) : tile(tile), first(batch.image
 }
 
 void TileCode::unpack(int n, int32_t* slots) const {
-  if (count == tile) {
-    for (int i = 0; i < n; ++i) slots[i] = static_cast<int32_t>(words[i]);
-    return;
-  }
-  for (int i = 0; i < n; ++i) {
-    const auto code = static_cast<uint16_t>(words[i / 2] >> (16 * (i & 1)));
-    slots[i] = code >= 0xfffeu ? static_cast<int16_t>(code) : code;
-  }
+  unpack_dense(words, count == tile, n, kIgnored, 0, slots);
 }
 
 bool TileCode::any_instance() const {
@@ -150,8 +176,7 @@ bool TileCode::any_instance() const {
 }
 
 void TileCode::unpack_rows(int n, int32_t none, int32_t* rows) const {
-  unpack(n, rows);
-  for (int i = 0; i < n; ++i) rows[i] = rows[i] < 0 ? none : rows[i];
+  unpack_dense(words, count == tile, n, 0, none, rows);
 }
 
 LabelRuns::LabelRuns(const Array& labels, const Batch& batch, const TileGrid& grid,
@@ -161,11 +186,12 @@ LabelRuns::LabelRuns(const Array& labels, const Batch& batch, const TileGrid& gr
   std::vector<int64_t> first_chunk(batch.images + 1, 0);
   for (int64_t b = 0; b < batch.images; ++b) {
     const int64_t tiles = grid.first[b + 1] - grid.first[b];
-    for (int64_t t = 0; t < tiles; t += kTilesPerChunk) {
+    const int64_t per_chunk = kPixelsPerChunk / grid.tile;
+    for (int64_t t = 0; t < tiles; t += per_chunk) {
       Chunk chunk;
       chunk.image = b;
       chunk.first_tile = t;
-      chunk.tiles = std::min(kTilesPerChunk, tiles - t);
+      chunk.tiles = std::min(per_chunk, tiles - t);
       chunks.push_back(std::move(chunk));
     }
     first_chunk[b + 1] = static_cast<int64_t>(chunks.size());
