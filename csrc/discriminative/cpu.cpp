@@ -59,7 +59,7 @@ struct Band {
 // partial sums stay a small part of the embeddings. The data decides, not the number of threads.
 std::vector<Band> cut_into_bands(const Batch& batch, const TileGrid& grid,
                                  const LabelRuns* labels) {
-  constexpr int64_t kMinTiles = 8, kBands = 64, kPixelsPerPartial = 32;
+  constexpr int64_t kMinTiles = 8, kBands = 64, kPixelsPerPartial = 128;
   std::vector<Band> bands;
   for (int64_t b = 0; b < batch.images; ++b) {
     const int64_t tiles = grid.first[b + 1] - grid.first[b];
@@ -239,7 +239,7 @@ class ForwardPass {
 
   // The end of the whole images that start with band `from` and keep all threads busy.
   size_t end_of_images(size_t from) const {
-    const size_t enough = from + 4 * static_cast<size_t>(options_.threads);
+    const size_t enough = from + 2 * static_cast<size_t>(options_.threads);
     size_t to = from + 1;
     while (to < bands_.size() && (to < enough || bands_[to].image == bands_[to - 1].image)) ++to;
     return to;
