@@ -30,13 +30,26 @@ void ClassMap::read(int64_t from, int64_t n, int64_t* classes) const {
   });
 }
 
+namespace {
+
+void append(const ClassRun& run, std::vector<ClassRun>* runs) {
+  if (!runs->empty() && runs->back().end == run.begin &&
+      runs->back().label_class == run.label_class) {
+    runs->back().end = run.end;
+  } else {
+    runs->push_back(run);
+  }
+}
+
+}  // namespace
+
 void ClassMap::find_runs(int64_t from, int64_t n, std::vector<ClassRun>* runs) const {
   if (mask == nullptr) return runs->push_back({0, n, 1});
   dispatch_integer(mask->dtype, "mask", [&](auto zero) {
     using T = decltype(zero);
     LineScanner<T>().scan(mask->as<const T>() + first + from * stride, stride, n,
                           [&](int64_t begin, int64_t end, int64_t label_class) {
-                            if (label_class != 0) runs->push_back({begin, end, label_class});
+                            if (label_class != 0) append({begin, end, label_class}, runs);
                           });
   });
 }
@@ -269,12 +282,13 @@ template <class T, class S>
 int64_t gather_planar(const Source<T>& source, int64_t from, std::vector<ClassRun>* runs, S* to,
                       int64_t* pixels) {
   int64_t kept = 0;
-  for (ClassRun& run : *runs) {
+  std::vector<ClassRun> closed;
+  for (const ClassRun& run : *runs) {
     const int64_t begin = kept;
     for (int64_t i = run.begin; i < run.end; ++i) pixels[kept++] = from + i;
-    run.begin = begin;
-    run.end = kept;
+    append({begin, kept, run.label_class}, &closed);
   }
+  *runs = std::move(closed);
   if (source.channel_stride == 1) {
     for (int64_t k = 0; k < kept; ++k) {
       const T* row = source.data + pixels[k] * source.pixel_stride;
