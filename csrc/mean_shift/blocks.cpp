@@ -140,6 +140,7 @@ INSTEMBED_INLINE void summarize(const Block<S>& block, int dims, S* center, S* r
   constexpr int L = kLanes<double>;
   using Narrow = vector_t<S, L>;
   const int whole = block.size / L * L;
+  bool finite = true;
   for (int d = 0; d < dims; ++d) {
     const S* x = block.x + d * block.stride;
     Vec<double> a{};
@@ -151,6 +152,12 @@ INSTEMBED_INLINE void summarize(const Block<S>& block, int dims, S* center, S* r
     for (int i = whole; i < block.size; ++i) total += static_cast<double>(x[i]);
     sum[d] = total;
     center[d] = static_cast<S>(total / block.size);
+    finite = finite && total - total == 0;
+  }
+  if (!finite) {  // doubles overflow in the sum: a ball of everything, so that none is taken whole
+    for (int d = 0; d < dims; ++d) center[d] = block.x[d * block.stride];
+    *radius = std::numeric_limits<S>::infinity();
+    return;
   }
   using V = Vec<S>;
   V largest{};
