@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 #include <vector>
 
@@ -20,12 +19,12 @@ struct LabelGrid {
   int64_t pixels() const { return depth * height * width; }
 };
 
-// changed[i] = line[i] != line[i - 1] for 0 < i < n as bytes 0 and 1; changed[0] and the bytes up
-// to the next multiple of 8 are 0. For elements of 1, 2, 4 and 8 bytes.
-void find_changes(const uint8_t* line, int64_t n, uint8_t* changed);
-void find_changes(const uint16_t* line, int64_t n, uint8_t* changed);
-void find_changes(const uint32_t* line, int64_t n, uint8_t* changed);
-void find_changes(const uint64_t* line, int64_t n, uint8_t* changed);
+// Bit i % 64 of changed[i / 64] says whether line[i] != line[i - 1], for 0 < i < n; the first bit and
+// those from n to the end of a word are 0. For elements of 1, 2, 4 and 8 bytes.
+void find_changes(const uint8_t* line, int64_t n, uint64_t* changed);
+void find_changes(const uint16_t* line, int64_t n, uint64_t* changed);
+void find_changes(const uint32_t* line, int64_t n, uint64_t* changed);
+void find_changes(const uint64_t* line, int64_t n, uint64_t* changed);
 
 // Cuts lines into runs of one id. Keeps scratch memory, so that one scanner serves many lines.
 template <class L>
@@ -55,11 +54,9 @@ class LineScanner {
   void scan_piece(const L* piece, int64_t n, int64_t from, F& f) {
     find_changes(reinterpret_cast<const std::make_unsigned_t<L>*>(piece), n, changed_.data());
     int64_t start = 0;
-    for (int64_t i = 0; i < n; i += 8) {
-      uint64_t flags;
-      std::memcpy(&flags, changed_.data() + i, 8);
-      for (; flags; flags &= flags - 1) {
-        const int64_t end = i + __builtin_ctzll(flags) / 8;
+    for (int64_t i = 0; i < n; i += 64) {
+      for (uint64_t bits = changed_[i / 64]; bits; bits &= bits - 1) {
+        const int64_t end = i + __builtin_ctzll(bits);
         f(from + start, from + end, static_cast<int64_t>(piece[start]));
         start = end;
       }
@@ -67,7 +64,7 @@ class LineScanner {
     f(from + start, from + n, static_cast<int64_t>(piece[start]));
   }
 
-  std::vector<uint8_t> changed_ = std::vector<uint8_t>(kPiece);
+  std::vector<uint64_t> changed_ = std::vector<uint64_t>(kPiece / 64);
   std::vector<L> gathered_;
 };
 

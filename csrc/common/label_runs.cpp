@@ -1,18 +1,22 @@
 #include "common/label_runs.h"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
+#include <type_traits>
 
 #include "common/dtype.h"
 #include "common/id_map.h"
 #include "common/label_rows.h"
+#include "common/memory.h"
 #include "common/parallel.h"
+#include "common/simd.h"
 
 namespace instembed {
 namespace {
 
-// Short enough that a chunk's own slots fit 16 bits.
-constexpr int64_t kTilesPerChunk = 16;
+// Few enough that a chunk's own slots fit 16 bits.
+constexpr int64_t kPixelsPerChunk = 1 << 15;
 constexpr int32_t kMaxRunSlots =
     0x3ffffe;  // what a run's 22 bits can hold, less the two special codes
 constexpr int32_t kMaxShortSlots = 0xfffe;  // likewise for 16 bits
@@ -21,11 +25,11 @@ constexpr int32_t kMaxShortSlots = 0xfffe;  // likewise for 16 bits
 // the image.
 struct Chunk {
   int64_t image, first_tile, tiles;
-  IdMap map;
-  std::vector<int64_t> counts;
-  std::vector<uint32_t> words;
+  uint32_t* dense;  // room for half a word a pixel, where dense tiles have a place each
+  std::vector<int32_t> counts;    // [slot]: pixels
+  std::vector<int32_t> renumber;  // [slot]: the image's slot, in the memory of the counts
+  std::vector<uint32_t> runs;     // the words of the other tiles
   std::vector<int32_t> words_per_tile;
-  std::vector<int32_t> renumber;
 };
 
 // The number of words that a tile's code takes; it also says which code it is (TileCode::is_runs).
@@ -42,29 +46,34 @@ uint32_t run_word(int32_t length, int32_t slot) {
   return static_cast<uint32_t>(length - 1) << 22 | (static_cast<uint32_t>(slot) & 0x3fffffu);
 }
 
-// Writes a dense code of `size` words, slot after slot, over zeros.
-class DenseWriter {
- public:
-  DenseWriter(uint32_t* words, int64_t size, int tile) : words_(words), wide_(size == tile) {}
-  void add(int32_t slot, int length = 1) {
-    const auto code = static_cast<uint32_t>(slot);
-    for (const int end = at_ + length; at_ < end; ++at_) {
-      if (wide_) {
-        words_[at_] = code;
-      } else {
-        words_[at_ / 2] |= (code & 0xffffu) << (16 * (at_ & 1));
-      }
-    }
-  }
+// Slot i of a dense code, of 16 bits if `S` has them. A special code sign extends to its slot.
+template <class S>
+INSTEMBED_INLINE int32_t dense_slot(const uint32_t* words, int64_t i) {
+  S code;
+  std::memcpy(&code, reinterpret_cast<const char*>(words) + i * sizeof(S), sizeof(S));
+  constexpr S kFirstSpecial = static_cast<S>(kIgnored);
+  return code >= kFirstSpecial ? static_cast<std::make_signed_t<S>>(code)
+                               : static_cast<int32_t>(code);
+}
 
- private:
-  uint32_t* words_;
-  bool wide_;
-  int at_ = 0;
-};
+template <class S>
+void set_dense_slot(uint32_t* words, int64_t i, int32_t slot) {
+  const auto code = static_cast<S>(slot);
+  std::memcpy(reinterpret_cast<char*>(words) + i * sizeof(S), &code, sizeof(S));
+}
+
+// f(type of the code's elements), for a dense code of `size` words.
+template <class F>
+void with_dense_type(int64_t size, int tile, F&& f) {
+  if (size == tile) {
+    f(uint32_t{});
+  } else {
+    f(uint16_t{});
+  }
+}
 
 template <class L>
-void scan(Chunk& chunk, const L* labels, int64_t stride, int64_t pixels, int tile,
+void scan(Chunk& chunk, IdMap& map, const L* labels, int64_t stride, int64_t pixels, int tile,
           const LabelRules& rules) {
   LineScanner<L> scanner;
   std::vector<Run> runs(tile);
@@ -73,7 +82,7 @@ void scan(Chunk& chunk, const L* labels, int64_t stride, int64_t pixels, int til
   const auto slot_of = [&](int64_t id) {
     if (rules.ignore_index == id) return kIgnored;
     if (rules.background == id) return kBackground;
-    const int32_t slot = chunk.map.slot(id);
+    const int32_t slot = map.slot(id);
     if (slot == static_cast<int32_t>(chunk.counts.size())) chunk.counts.push_back(0);
     return slot;
   };
@@ -86,18 +95,20 @@ void scan(Chunk& chunk, const L* labels, int64_t stride, int64_t pixels, int til
                      last_id = id;
                      last_slot = slot_of(id);
                    }
-                   if (last_slot >= 0) chunk.counts[last_slot] += end - start;
+                   if (last_slot >= 0) chunk.counts[last_slot] += static_cast<int32_t>(end - start);
                    runs[count++] = {static_cast<int32_t>(end - start), last_slot};
                  });
-    const size_t before = chunk.words.size();
     const int64_t size = code_size(count, tile, 0);
-    chunk.words.resize(before + size, 0);
-    uint32_t* words = chunk.words.data() + before;
     if (size <= tile / 4) {
-      for (int k = 0; k < count; ++k) words[k] = run_word(runs[k].length, runs[k].slot);
+      for (int k = 0; k < count; ++k) {
+        chunk.runs.push_back(run_word(runs[k].length, runs[k].slot));
+      }
     } else {
-      DenseWriter dense(words, size, tile);
-      for (int k = 0; k < count; ++k) dense.add(runs[k].slot, runs[k].length);
+      uint32_t* words = chunk.dense + (t - chunk.first_tile) * (tile / 2);
+      for (int64_t k = 0, i = 0; k < count; ++k) {
+        const int64_t end = i + runs[k].length;
+        for (; i < end; ++i) set_dense_slot<uint16_t>(words, i, runs[k].slot);
+      }
     }
     chunk.words_per_tile.push_back(static_cast<int32_t>(size));
   }
@@ -114,14 +125,37 @@ void recode(const TileCode& code, int n, const std::vector<int32_t>& renumber, i
     return;
   }
   std::fill(words, words + size, 0u);
-  DenseWriter dense(words, size, code.tile);
-  if (code.is_runs()) {
-    code.for_each_run([&](int, int length, int32_t slot) { dense.add(slot_of(slot), length); });
-    return;
+  with_dense_type(size, code.tile, [&](auto type) {
+    using S = decltype(type);
+    if (code.is_runs()) {
+      code.for_each_run([&](int start, int length, int32_t slot) {
+        for (int i = start; i < start + length; ++i) set_dense_slot<S>(words, i, slot_of(slot));
+      });
+      return;
+    }
+    for (int i = 0; i < n; ++i) {
+      set_dense_slot<S>(words, i, slot_of(dense_slot<uint16_t>(code.words, i)));
+    }
+  });
+}
+
+template <class S>
+INSTEMBED_INLINE void unpack_body(const uint32_t* words, int n, int32_t lowest, int32_t none,
+                                  int32_t* slots) {
+  for (int i = 0; i < n; ++i) {
+    const int32_t slot = dense_slot<S>(words, i);
+    slots[i] = slot < lowest ? none : slot;
   }
-  int32_t slots[kMaxTile];
-  code.unpack(n, slots);
-  for (int i = 0; i < n; ++i) dense.add(slot_of(slots[i]));
+}
+
+// Slots of a dense code, `none` for those below `lowest`.
+INSTEMBED_SIMD void unpack_dense(const uint32_t* words, bool wide, int n, int32_t lowest,
+                                 int32_t none, int32_t* slots) {
+  if (wide) {
+    unpack_body<uint32_t>(words, n, lowest, none, slots);
+  } else {
+    unpack_body<uint16_t>(words, n, lowest, none, slots);
+  }
 }
 
 }  // namespace
@@ -133,14 +167,7 @@ TileGrid::TileGrid(const Batch& batch, int tile) : tile(tile), first(batch.image
 }
 
 void TileCode::unpack(int n, int32_t* slots) const {
-  if (count == tile) {
-    for (int i = 0; i < n; ++i) slots[i] = static_cast<int32_t>(words[i]);
-    return;
-  }
-  for (int i = 0; i < n; ++i) {
-    const auto code = static_cast<uint16_t>(words[i / 2] >> (16 * (i & 1)));
-    slots[i] = code >= 0xfffeu ? static_cast<int16_t>(code) : code;
-  }
+  unpack_dense(words, count == tile, n, kIgnored, 0, slots);
 }
 
 bool TileCode::any_instance() const {
@@ -150,50 +177,54 @@ bool TileCode::any_instance() const {
 }
 
 void TileCode::unpack_rows(int n, int32_t none, int32_t* rows) const {
-  unpack(n, rows);
-  for (int i = 0; i < n; ++i) rows[i] = rows[i] < 0 ? none : rows[i];
+  unpack_dense(words, count == tile, n, 0, none, rows);
 }
 
 LabelRuns::LabelRuns(const Array& labels, const Batch& batch, const TileGrid& grid,
                      const LabelRules& rules, int threads, const Room& room)
     : counts(batch.images), ids(batch.images), tiles_(grid.tiles()), tile_(grid.tile) {
+  const int64_t dense_size = tile_ / 2;
+  const Pages dense(tiles_ * dense_size * sizeof(uint32_t));
   std::vector<Chunk> chunks;
-  std::vector<int64_t> first_chunk(batch.images + 1, 0);
   for (int64_t b = 0; b < batch.images; ++b) {
     const int64_t tiles = grid.first[b + 1] - grid.first[b];
-    for (int64_t t = 0; t < tiles; t += kTilesPerChunk) {
+    const int64_t per_chunk = kPixelsPerChunk / grid.tile;
+    for (int64_t t = 0; t < tiles; t += per_chunk) {
       Chunk chunk;
       chunk.image = b;
       chunk.first_tile = t;
-      chunk.tiles = std::min(kTilesPerChunk, tiles - t);
+      chunk.tiles = std::min(per_chunk, tiles - t);
+      chunk.dense = dense.as<uint32_t>() + (grid.first[b] + t) * dense_size;
       chunks.push_back(std::move(chunk));
     }
-    first_chunk[b + 1] = static_cast<int64_t>(chunks.size());
   }
 
-  dispatch_integer(labels.dtype, "labels", [&](auto type) {
-    using L = decltype(type);
-    parallel_for(static_cast<int64_t>(chunks.size()), threads, [&](int64_t k) {
-      Chunk& chunk = chunks[k];
-      scan(chunk, labels.as<const L>() + batch.first(chunk.image), batch.pixel_stride,
-           batch.count(chunk.image), tile_, rules);
+  // Some chunks at a time, so that few have maps of ids of their own.
+  std::vector<IdMap> maps(batch.images);
+  const int64_t wave = 4 * std::max(threads, 1);
+  for (int64_t from = 0, to; from < static_cast<int64_t>(chunks.size()); from = to) {
+    to = std::min(from + wave, static_cast<int64_t>(chunks.size()));
+    std::vector<IdMap> chunk_maps(to - from);
+    dispatch_integer(labels.dtype, "labels", [&](auto type) {
+      using L = decltype(type);
+      parallel_for(to - from, threads, [&](int64_t k) {
+        Chunk& chunk = chunks[from + k];
+        scan(chunk, chunk_maps[k], labels.as<const L>() + batch.first(chunk.image),
+             batch.pixel_stride, batch.count(chunk.image), tile_, rules);
+      });
     });
-  });
-
-  parallel_for(batch.images, threads, [&](int64_t b) {
-    IdMap map;
-    for (int64_t k = first_chunk[b]; k < first_chunk[b + 1]; ++k) {
-      Chunk& chunk = chunks[k];
-      chunk.renumber.reserve(chunk.map.ids().size());
-      for (size_t local = 0; local < chunk.map.ids().size(); ++local) {
-        const int32_t slot = map.slot(chunk.map.ids()[local]);
+    for (int64_t k = from; k < to; ++k) {
+      const int64_t b = chunks[k].image;
+      chunks[k].renumber = std::move(chunks[k].counts);
+      for (int32_t local = 0; local < chunk_maps[k - from].size(); ++local) {
+        const int32_t slot = maps[b].slot(chunk_maps[k - from].ids()[local]);
         if (slot == static_cast<int32_t>(counts[b].size())) counts[b].push_back(0);
-        counts[b][slot] += chunk.counts[local];
-        chunk.renumber.push_back(slot);
+        counts[b][slot] += chunks[k].renumber[local];
+        chunks[k].renumber[local] = slot;
       }
     }
-    ids[b] = map.ids();
-  });
+  }
+  for (int64_t b = 0; b < batch.images; ++b) ids[b] = maps[b].ids();
 
   std::vector<int64_t> offsets(tiles_ + 1, 0);
   for (const Chunk& chunk : chunks) {
@@ -211,17 +242,22 @@ LabelRuns::LabelRuns(const Array& labels, const Batch& batch, const TileGrid& gr
   std::copy(offsets.begin(), offsets.end(), block_);
   parallel_for(static_cast<int64_t>(chunks.size()), threads, [&](int64_t k) {
     Chunk& chunk = chunks[k];
-    const uint32_t* words = chunk.words.data();
+    const uint32_t* runs = chunk.runs.data();
     for (int64_t t = 0; t < chunk.tiles; ++t) {
       const int64_t index = grid.first[chunk.image] + chunk.first_tile + t;
       const int64_t from = (chunk.first_tile + t) * tile_;
       const auto pixels =
           static_cast<int>(std::min<int64_t>(tile_, batch.count(chunk.image) - from));
-      recode({words, chunk.words_per_tile[t], tile_}, pixels, chunk.renumber,
-             offsets[index + 1] - offsets[index], block_ + tiles_ + 1 + offsets[index]);
-      words += chunk.words_per_tile[t];
+      TileCode code{runs, chunk.words_per_tile[t], tile_};
+      if (code.is_runs()) {
+        runs += code.count;
+      } else {
+        code.words = chunk.dense + t * dense_size;
+      }
+      recode(code, pixels, chunk.renumber, offsets[index + 1] - offsets[index],
+             block_ + tiles_ + 1 + offsets[index]);
     }
-    chunk.words = {};
+    chunk.runs = {};
   });
 }
 

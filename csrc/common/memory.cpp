@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <new>
 
 #include "common/parallel.h"
 
@@ -28,6 +30,19 @@ void prefer_huge_pages(void* data, size_t bytes) {
   (void)bytes;
 #endif
 }
+
+#ifdef __linux__
+Pages::Pages(size_t bytes) : bytes_(bytes ? bytes : 1) {
+  data_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (data_ == MAP_FAILED) throw std::bad_alloc();
+}
+Pages::~Pages() { munmap(data_, bytes_); }
+#else
+Pages::Pages(size_t bytes) : bytes_(bytes ? bytes : 1), data_(std::calloc(bytes_, 1)) {
+  if (!data_) throw std::bad_alloc();
+}
+Pages::~Pages() { std::free(data_); }
+#endif
 
 bool outgrows_caches(size_t bytes) {
   constexpr size_t kLarge = size_t{8} << 20;

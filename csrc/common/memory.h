@@ -1,4 +1,4 @@
-// How large outputs get their memory.
+// How large outputs and large transient tables get their memory.
 #pragma once
 
 #include <cstddef>
@@ -22,6 +22,24 @@ void stream_copy(void* target, const void* source, size_t bytes);
 
 // After a thread's last stream_copy: makes what it wrote visible to other threads in order.
 void end_stream();
+
+// Zeroed memory straight from the system: a page costs nothing before it is written, and all go back
+// at the end, where an allocator would keep them for later.
+class Pages {
+ public:
+  explicit Pages(size_t bytes);
+  ~Pages();
+  Pages(const Pages&) = delete;
+  Pages& operator=(const Pages&) = delete;
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  size_t bytes_;
+  void* data_;
+};
 
 // Zeroes an array without gaps, in any order of its dimensions: a gradient that few places get.
 void fill_zero(const Array& array, int threads);

@@ -25,3 +25,31 @@
     __VA_ARGS__;                              \
   }
 #endif
+
+namespace instembed {
+
+// A Vec<double> of sums in registers of kBytes: its total is that of the Vec, to the last bit.
+template <int kBytes>
+struct RegisterSum {
+  static constexpr int lanes = kBytes / 8, count = 64 / kBytes;
+  using V = vector_t<double, lanes>;
+  V parts[count] = {};
+
+  // Adds values(k), the `lanes` values from lane k on, of any type.
+  template <class Values>
+  INSTEMBED_INLINE void add(Values&& values) {
+#pragma GCC unroll 4
+    for (int k = 0; k < count; ++k) parts[k] += __builtin_convertvector(values(k * lanes), V);
+  }
+
+  INSTEMBED_INLINE double total() {
+#pragma GCC unroll 4
+    for (int n = count / 2; n > 0; n /= 2) {
+#pragma GCC unroll 4
+      for (int k = 0; k < n; ++k) parts[k] += parts[k + n];
+    }
+    return sum_lanes(parts[0]);
+  }
+};
+
+}  // namespace instembed

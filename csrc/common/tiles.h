@@ -101,14 +101,22 @@ INSTEMBED_INLINE To convert(From value) {
 
 template <class A, class T>
 INSTEMBED_INLINE vector_t<A, kShortLanes> load_short(const T* from) {
-  A values[kShortLanes];
-  for (int k = 0; k < kShortLanes; ++k) values[k] = convert<A>(from[k]);
-  return load<vector_t<A, kShortLanes>>(values);
+  if constexpr (std::is_same_v<T, A>) {
+    return load<vector_t<A, kShortLanes>>(from);
+  } else {
+    A values[kShortLanes];
+    for (int k = 0; k < kShortLanes; ++k) values[k] = convert<A>(from[k]);
+    return load<vector_t<A, kShortLanes>>(values);
+  }
 }
 
 template <class A, class T>
 INSTEMBED_INLINE void store_short(T* to, const vector_t<A, kShortLanes>& v) {
-  for (int k = 0; k < kShortLanes; ++k) to[k] = convert<T>(static_cast<A>(v[k]));
+  if constexpr (std::is_same_v<T, A>) {
+    store(to, v);
+  } else {
+    for (int k = 0; k < kShortLanes; ++k) to[k] = convert<T>(static_cast<A>(v[k]));
+  }
 }
 
 // Whether a matrix may be touched up to a whole number of short vectors past an end.

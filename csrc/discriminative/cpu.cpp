@@ -17,414 +17,11 @@
 #include "common/parallel.h"
 #include "common/tiles.h"
 #include "discriminative/discriminative.h"
-#include "discriminative/formula.h"
+#include "discriminative/pixel_kernels.h"
+#include "discriminative/run_kernels.h"
 
 namespace instembed::discriminative {
 namespace {
-
-// ---------------------------------------------------------------------------------------------------------
-// Tile kernels. Tables have a row of `padded` elements an instance and a last row, of zeros, for
-// pixels of no instance; what lands in that row of the sums is dropped.
-
-template <class A>
-struct Tables {
-  int64_t channels, padded;
-  int32_t instances;
-  const A* means;
-};
-
-template <class A>
-struct Spread {     // what the second pass adds up for each instance
-  double* squares;  // hinge^2
-  double* pulls;    // slope * direction, a row an instance; null if no gradient is wanted
-};
-
-template <class A>
-struct GradientTables {
-  const A* scale;         // an instance: d loss / d (hinge^2 / 2)
-  const A* through_mean;  // a row an instance: what every pixel of it receives through the mean
-};
-
-// Runs body with the number of channels as a constant where it is a usual one.
-template <class Body>
-INSTEMBED_INLINE void with_channels(int64_t channels, Body&& body) {
-  switch (channels) {
-    case 2:
-      return body(std::integral_constant<int, 2>());
-    case 4:
-      return body(std::integral_constant<int, 4>());
-    case 8:
-      return body(std::integral_constant<int, 8>());
-    case 16:
-      return body(std::integral_constant<int, 16>());
-    default:
-      return body(std::integral_constant<int, 0>());
-  }
-}
-
-constexpr int kMaxFixedChannels = 16;
-
-// Vectors a channel: in registers where the number of channels is a constant, else in `spare`.
-template <class A, int fixed>
-struct ChannelVectors {
-  alignas(64) Vec<A> own[fixed];
-  INSTEMBED_INLINE explicit ChannelVectors(VecSlot<A>*) {}
-  INSTEMBED_INLINE Vec<A>& operator[](int64_t d) { return own[d]; }
-};
-template <class A>
-struct ChannelVectors<A, 0> {
-  VecSlot<A>* spare;
-  INSTEMBED_INLINE explicit ChannelVectors(VecSlot<A>* spare) : spare(spare) {}
-  INSTEMBED_INLINE Vec<A>& operator[](int64_t d) { return spare[d].value; }
-};
-
-// row[d] += the sum of the lanes of vectors[d].
-template <int fixed, class A>
-INSTEMBED_INLINE void add_sums(ChannelVectors<A, fixed>& vectors, int64_t channels, double* row) {
-  if constexpr (fixed > 0) {
-    add_lane_sums<A, fixed>(&vectors[0], row);
-  } else {
-    for (int64_t d = 0; d < channels; ++d) row[d] += sum_lanes(vectors[d]);
-  }
-}
-
-template <int fixed, class A>
-INSTEMBED_INLINE void sum_runs_body(const PlanarTile<A>& tile, const TileCode& code,
-                                    int64_t channels, int64_t padded, double* sums,
-                                    VecSlot<A>* spare) {
-  const int64_t count = fixed ? fixed : channels;
-  code.for_each_run([&](int start, int length, int32_t slot) __attribute__((always_inline)) {
-    if (slot < 0) return tile.prefetch(start, length, count);
-    ChannelVectors<A, fixed> total(spare);
-    for (int64_t d = 0; d < count; ++d) total[d] = Vec<A>{};
-    int i = start;
-    for (; i + kLanes<A> <= start + length; i += kLanes<A>) {
-      tile.prefetch(i, count);
-      for (int64_t d = 0; d < count; ++d) total[d] += load<Vec<A>>(tile.row(d) + i);
-    }
-    if (i < start + length) {
-      tile.prefetch(i, count);
-      const auto rest = first_lanes<A>(start + length - i);
-      for (int64_t d = 0; d < count; ++d) total[d] += keep(load<Vec<A>>(tile.row(d) + i), rest);
-    }
-    add_sums<fixed, A>(total, count, sums + slot * padded);
-  });
-}
-
-template <int norm, int fixed, class A>
-INSTEMBED_INLINE void spread_runs_body(const PlanarTile<A>& tile, const TileCode& code, A delta,
-                                       const Tables<A>& tables, const Spread<A>& spread,
-                                       VecSlot<A>* spare) {
-  const int64_t count = fixed ? fixed : tables.channels;
-  code.for_each_run([&](int start, int length, int32_t slot) __attribute__((always_inline)) {
-    if (slot < 0) return tile.prefetch(start, length, count);
-    const A* mean = tables.means + slot * tables.padded;
-    ChannelVectors<A, fixed> difference(spare), pull(spare + count);
-    for (int64_t d = 0; d < count; ++d) pull[d] = Vec<A>{};
-    Vec<A> squares{};
-    bool any = false;
-    const auto block = [&](int i, const auto& mask, auto whole) __attribute__((always_inline)) {
-      tile.prefetch(i, count);
-      Vec<A> sum{};
-      for (int64_t d = 0; d < count; ++d) {
-        difference[d] = load<Vec<A>>(tile.row(d) + i) - mean[d];
-        if constexpr (!whole) difference[d] = keep(difference[d], mask);
-        sum = add_to_norm<norm>(sum, difference[d]);
-      }
-      const Vec<A> distance = finish_norm<norm>(sum);
-      Vec<A> hinge = positive_part(distance - delta);
-      if constexpr (!whole) hinge = keep(hinge, mask);
-      if (!any_nonzero<A>(hinge)) return;
-      squares += hinge * hinge;
-      if (!spread.pulls) return;
-      any = true;
-      const Vec<A> factor = slope<norm>(hinge, distance);
-      for (int64_t d = 0; d < count; ++d) pull[d] += factor * direction<norm>(difference[d]);
-    };
-    int i = start;
-    for (; i + kLanes<A> <= start + length; i += kLanes<A>) block(i, 0, std::true_type());
-    if (i < start + length) block(i, first_lanes<A>(start + length - i), std::false_type());
-    spread.squares[slot] += sum_lanes(squares);
-    if (!any) return;
-    add_sums<fixed, A>(pull, count, spread.pulls + slot * tables.padded);
-  });
-}
-
-// Rows of `out` have room for a vector past the tile: what a run's last vector writes beyond its
-// end is overwritten by the next run.
-template <int norm, int fixed, class A>
-INSTEMBED_INLINE void gradient_runs_body(const PlanarTile<A>& tile, const TileCode& code, A delta,
-                                         const Tables<A>& tables, const GradientTables<A>& gradient,
-                                         A* out, int64_t out_stride, VecSlot<A>* spare) {
-  const int64_t count = fixed ? fixed : tables.channels;
-  code.for_each_run([&](int start, int length, int32_t slot) __attribute__((always_inline)) {
-    const int end = start + length;
-    if (slot < 0) {
-      tile.prefetch(start, length, count);
-      for (int64_t d = 0; d < count; ++d) {
-        for (int i = start; i < end; i += kLanes<A>) store(out + d * out_stride + i, Vec<A>{});
-      }
-      return;
-    }
-    const A* mean = tables.means + slot * tables.padded;
-    const A* through_mean = gradient.through_mean + slot * tables.padded;
-    const A scale = gradient.scale[slot];
-    ChannelVectors<A, fixed> result(spare);
-    for (int i = start; i < end; i += kLanes<A>) {
-      tile.prefetch(i, count);
-      Vec<A> sum{};
-#pragma GCC unroll 16
-      for (int64_t d = 0; d < count; ++d) {
-        result[d] = load<Vec<A>>(tile.row(d) + i) - mean[d];
-        sum = add_to_norm<norm>(sum, result[d]);
-      }
-      const Vec<A> distance = finish_norm<norm>(sum);
-      const Vec<A> factor = scale * slope<norm>(positive_part(distance - delta), distance);
-#pragma GCC unroll 16
-      for (int64_t d = 0; d < count; ++d) {
-        store(out + d * out_stride + i, factor * direction<norm>(result[d]) + through_mean[d]);
-      }
-    }
-  });
-}
-
-// Pixel-major kernels, for labels that change from pixel to pixel: vectors run over the channels.
-
-template <class A>
-using Short = vector_t<A, kShortLanes>;
-
-template <class A>
-INSTEMBED_INLINE void add_row(double* row, const A* values, int64_t padded) {
-  for (int64_t d = 0; d < padded; d += kShortLanes) {
-    const auto sum = load<Short<double>>(row + d) +
-                     __builtin_convertvector(load<Short<A>>(values + d), Short<double>);
-    store(row + d, sum);
-  }
-}
-
-template <class A>
-INSTEMBED_INLINE void sum_pixels_body(const A* tile, const int32_t* slots, int pixels,
-                                      const Tables<A>& tables, double* sums) {
-  for (int i = 0; i < pixels; ++i) {
-    add_row(sums + slots[i] * tables.padded, tile + i * tables.padded, tables.padded);
-  }
-}
-
-// The difference of a pixel to its mean goes to `difference`; returns the distance.
-template <int norm, class A>
-INSTEMBED_INLINE A pixel_distance(const A* pixel, const A* mean, int64_t padded, A* difference) {
-  Short<A> sum{};
-  for (int64_t d = 0; d < padded; d += kShortLanes) {
-    const Short<A> v = load<Short<A>>(pixel + d) - load<Short<A>>(mean + d);
-    store(difference + d, v);
-    sum = add_to_norm<norm>(sum, v);
-  }
-  const A total = sum_lanes(sum);
-  return norm == 2 ? std::sqrt(total) : total;
-}
-
-template <class A>
-INSTEMBED_INLINE A pixel_slope(A hinge, A distance, int norm) {
-  if (norm == 1) return hinge;
-  return distance == 0 ? A(0) : hinge / distance;
-}
-
-template <int norm, class A>
-INSTEMBED_INLINE void spread_pixels_body(const A* tile, const int32_t* slots, int pixels, A delta,
-                                         const Tables<A>& tables, const Spread<A>& spread,
-                                         A* difference) {
-  for (int i = 0; i < pixels; ++i) {
-    const int64_t row = slots[i] * tables.padded;
-    const A distance = pixel_distance<norm>(tile + i * tables.padded, tables.means + row,
-                                            tables.padded, difference);
-    const A excess = distance - delta;
-    const A hinge = excess < 0 ? A(0) : excess;
-    spread.squares[slots[i]] += static_cast<double>(hinge) * hinge;
-    if (!spread.pulls) continue;
-    const A factor = pixel_slope(hinge, distance, norm);
-    for (int64_t d = 0; d < tables.padded; d += kShortLanes) {
-      const Short<A> pull = factor * direction<norm>(load<Short<A>>(difference + d));
-      double* to = spread.pulls + row + d;
-      store(to, load<Short<double>>(to) + __builtin_convertvector(pull, Short<double>));
-    }
-  }
-}
-
-template <int norm, class A>
-INSTEMBED_INLINE void gradient_pixels_body(const A* tile, const int32_t* slots, int pixels, A delta,
-                                           const Tables<A>& tables,
-                                           const GradientTables<A>& gradient, A* out,
-                                           A* difference) {
-  for (int i = 0; i < pixels; ++i) {
-    const int64_t row = slots[i] * tables.padded;
-    const A distance = pixel_distance<norm>(tile + i * tables.padded, tables.means + row,
-                                            tables.padded, difference);
-    const A excess = distance - delta;
-    const A factor =
-        gradient.scale[slots[i]] * pixel_slope(excess < 0 ? A(0) : excess, distance, norm);
-    for (int64_t d = 0; d < tables.padded; d += kShortLanes) {
-      const Short<A> v = factor * direction<norm>(load<Short<A>>(difference + d)) +
-                         load<Short<A>>(gradient.through_mean + row + d);
-      store(out + i * tables.padded + d, v);
-    }
-  }
-}
-
-// Pairs of means: rows [from, to) against all means, which are given planar too, `stride` apart. An
-// ordered pair adds hinge^2 to *total, and half its derivative by the row's mean to the row of
-// `grads`.
-template <int norm, int fixed, class A>
-INSTEMBED_INLINE void repel_body(const A* rows, int64_t from, int64_t to, const A* planar,
-                                 int64_t stride, const Tables<A>& tables, A margin, double* total,
-                                 double* grads, VecSlot<A>* spare) {
-  constexpr int64_t kStretch = 64 * kLanes<A>;  // means whose shares are added up in type A
-  const int64_t count = tables.instances, channels = fixed ? fixed : tables.channels;
-  ChannelVectors<A, fixed> difference(spare), push(spare + channels);
-  for (int64_t a = from; a < to; ++a) {
-    const A* row = rows + a * tables.padded;
-    for (int64_t begin = 0; begin < count; begin += kStretch) {
-      const int64_t end = begin + kStretch < count ? begin + kStretch : count;
-      for (int64_t d = 0; d < channels; ++d) push[d] = Vec<A>{};
-      Vec<A> squares{};
-      for (int64_t b = begin; b < end; b += kLanes<A>) {
-        Vec<A> sum{};
-        for (int64_t d = 0; d < channels; ++d) {
-          difference[d] = load<Vec<A>>(planar + d * stride + b) - row[d];
-          sum = add_to_norm<norm>(sum, difference[d]);
-        }
-        const Vec<A> distance = finish_norm<norm>(sum);
-        Vec<A> hinge = keep(positive_part(margin - distance), first_lanes<A>(end - b));
-        if (a >= b && a < b + kLanes<A>) hinge[a - b] = 0;
-        if (!any_nonzero<A>(hinge)) continue;
-        squares += hinge * hinge;
-        if (!grads) continue;
-        const Vec<A> factor = slope<norm>(hinge, distance);
-        for (int64_t d = 0; d < channels; ++d) push[d] += factor * direction<norm>(difference[d]);
-      }
-      *total += sum_lanes(squares);
-      if (grads) add_sums<fixed, A>(push, channels, grads + (a - from) * tables.padded);
-    }
-  }
-}
-
-// Background pixels against every mean.
-template <class A>
-struct Push {
-  A margin;
-  double* squares;     // one number, or null
-  double* mean_grads;  // a row an instance: the sum of slope * direction, or null
-  A* out;              // the pixels' own gradients, times `scale`, or null
-  A scale;
-  int64_t out_channel_stride, out_pixel_stride;
-};
-
-template <int norm, class A>
-INSTEMBED_INLINE void push_body(const PlanarTile<A>& tile, int start, int length,
-                                const Tables<A>& tables, const Push<A>& push, VecSlot<A>* spare) {
-  ChannelVectors<A, 0> difference(spare), own(spare + tables.channels);
-  for (int i = start; i < start + length; i += kLanes<A>) {
-    const int lanes = std::min<int>(kLanes<A>, start + length - i);
-    const auto mask = first_lanes<A>(lanes);
-    for (int64_t d = 0; d < tables.channels; ++d) own[d] = Vec<A>{};
-    for (int32_t c = 0; c < tables.instances; ++c) {
-      const A* mean = tables.means + c * tables.padded;
-      Vec<A> sum{};
-      for (int64_t d = 0; d < tables.channels; ++d) {
-        difference[d] = keep(load<Vec<A>>(tile.row(d) + i) - mean[d], mask);
-        sum = add_to_norm<norm>(sum, difference[d]);
-      }
-      const Vec<A> distance = finish_norm<norm>(sum);
-      const Vec<A> hinge = keep(positive_part(push.margin - distance), mask);
-      if (!any_nonzero<A>(hinge)) continue;
-      if (push.squares) *push.squares += sum_lanes(Vec<A>(hinge * hinge));
-      const Vec<A> factor = slope<norm>(hinge, distance);
-      for (int64_t d = 0; d < tables.channels; ++d) {
-        const Vec<A> v = factor * direction<norm>(difference[d]);
-        if (push.mean_grads) push.mean_grads[c * tables.padded + d] += sum_lanes(v);
-        own[d] -= v;
-      }
-    }
-    if (!push.out) continue;
-    for (int64_t d = 0; d < tables.channels; ++d) {
-      const Vec<A> v = push.scale * own[d];
-      A* to = push.out + d * push.out_channel_stride + i * push.out_pixel_stride;
-      for (int k = 0; k < lanes; ++k) to[k * push.out_pixel_stride] = v[k];
-    }
-  }
-}
-
-// The kernels as functions of their own, one a target (common/simd.h).
-#define INSTEMBED_TILE_KERNELS(A)                                                                  \
-  INSTEMBED_SIMD void sum_runs(const PlanarTile<A>& tile, const TileCode& code,                    \
-                               const Tables<A>& tables, double* sums, VecSlot<A>* spare) {         \
-    with_channels(tables.channels, [&](auto fixed) __attribute__((always_inline)) {                \
-      sum_runs_body<fixed>(tile, code, tables.channels, tables.padded, sums, spare);               \
-    });                                                                                            \
-  }                                                                                                \
-  INSTEMBED_SIMD void spread_runs(int norm, const PlanarTile<A>& tile, const TileCode& code,       \
-                                  A delta, const Tables<A>& tables, const Spread<A>& spread,       \
-                                  VecSlot<A>* spare) {                                             \
-    if (norm == 1) return spread_runs_body<1, 0>(tile, code, delta, tables, spread, spare);        \
-    with_channels(tables.channels, [&](auto fixed) __attribute__((always_inline)) {                \
-      spread_runs_body<2, fixed>(tile, code, delta, tables, spread, spare);                        \
-    });                                                                                            \
-  }                                                                                                \
-  INSTEMBED_SIMD void gradient_runs(                                                               \
-      int norm, const PlanarTile<A>& tile, const TileCode& code, A delta, const Tables<A>& tables, \
-      const GradientTables<A>& gradient, A* out, int64_t out_stride, VecSlot<A>* spare) {          \
-    if (norm == 1) {                                                                               \
-      return gradient_runs_body<1, 0>(tile, code, delta, tables, gradient, out, out_stride,        \
-                                      spare);                                                      \
-    }                                                                                              \
-    with_channels(tables.channels, [&](auto fixed) __attribute__((always_inline)) {                \
-      gradient_runs_body<2, fixed>(tile, code, delta, tables, gradient, out, out_stride, spare);   \
-    });                                                                                            \
-  }                                                                                                \
-  INSTEMBED_SIMD void sum_pixels(const A* tile, const int32_t* slots, int pixels,                  \
-                                 const Tables<A>& tables, double* sums) {                          \
-    sum_pixels_body(tile, slots, pixels, tables, sums);                                            \
-  }                                                                                                \
-  INSTEMBED_SIMD void spread_pixels(int norm, const A* tile, const int32_t* slots, int pixels,     \
-                                    A delta, const Tables<A>& tables, const Spread<A>& spread,     \
-                                    A* difference) {                                               \
-    if (norm == 1) {                                                                               \
-      spread_pixels_body<1>(tile, slots, pixels, delta, tables, spread, difference);               \
-    } else {                                                                                       \
-      spread_pixels_body<2>(tile, slots, pixels, delta, tables, spread, difference);               \
-    }                                                                                              \
-  }                                                                                                \
-  INSTEMBED_SIMD void gradient_pixels(int norm, const A* tile, const int32_t* slots, int pixels,   \
-                                      A delta, const Tables<A>& tables,                            \
-                                      const GradientTables<A>& gradient, A* out, A* difference) {  \
-    if (norm == 1) {                                                                               \
-      gradient_pixels_body<1>(tile, slots, pixels, delta, tables, gradient, out, difference);      \
-    } else {                                                                                       \
-      gradient_pixels_body<2>(tile, slots, pixels, delta, tables, gradient, out, difference);      \
-    }                                                                                              \
-  }                                                                                                \
-  INSTEMBED_SIMD void repel(int norm, const A* rows, int64_t from, int64_t to, const A* planar,    \
-                            int64_t stride, const Tables<A>& tables, A margin, double* total,      \
-                            double* grads, VecSlot<A>* spare) {                                    \
-    if (norm == 1) {                                                                               \
-      return repel_body<1, 0>(rows, from, to, planar, stride, tables, margin, total, grads,        \
-                              spare);                                                              \
-    }                                                                                              \
-    with_channels(tables.channels, [&](auto fixed) __attribute__((always_inline)) {                \
-      repel_body<2, fixed>(rows, from, to, planar, stride, tables, margin, total, grads, spare);   \
-    });                                                                                            \
-  }                                                                                                \
-  INSTEMBED_SIMD void push_background(int norm, const PlanarTile<A>& tile, int start, int length,  \
-                                      const Tables<A>& tables, const Push<A>& push,                \
-                                      VecSlot<A>* spare) {                                         \
-    if (norm == 1) {                                                                               \
-      push_body<1>(tile, start, length, tables, push, spare);                                      \
-    } else {                                                                                       \
-      push_body<2>(tile, start, length, tables, push, spare);                                      \
-    }                                                                                              \
-  }
-
-INSTEMBED_TILE_KERNELS(float)
-INSTEMBED_TILE_KERNELS(double)
 
 #define INSTEMBED_TILE_COPIES(T)                                                                   \
   INSTEMBED_SIMD PlanarTile<accumulator_t<T>> planar_tile(                                         \
@@ -458,15 +55,15 @@ struct Band {
   int64_t image, first, last;
 };
 
-// Bands of every image: enough for the threads of a large machine, few enough that their partial
-// sums stay a small part of the embeddings. The data decides, not the number of threads.
+// Bands of every image: enough in all for the threads of a large machine, few enough that their
+// partial sums stay a small part of the embeddings. The data decides, not the number of threads.
 std::vector<Band> cut_into_bands(const Batch& batch, const TileGrid& grid,
                                  const LabelRuns* labels) {
-  constexpr int64_t kMinTiles = 8, kMaxBands = 64, kPixelsPerPartial = 32;
+  constexpr int64_t kMinTiles = 8, kBands = 64, kPixelsPerPartial = 128;
   std::vector<Band> bands;
   for (int64_t b = 0; b < batch.images; ++b) {
     const int64_t tiles = grid.first[b + 1] - grid.first[b];
-    int64_t count = std::min(kMaxBands, tiles / kMinTiles);
+    int64_t count = std::min((kBands + batch.images - 1) / batch.images, tiles / kMinTiles);
     if (labels) {
       count = std::min(count, batch.count(b) / (kPixelsPerPartial * (labels->instances(b) + 1)));
     }
@@ -498,7 +95,7 @@ class Lazy {
 template <class A>
 struct Scratch {
   int64_t stride;
-  Lazy<A> planar, planar_out, pixels, pixels_out, difference;
+  Lazy<A> planar, planar_out, pixels, hinges, slopes;
   Lazy<int32_t> slots;
   Lazy<VecSlot<A>> spare;
 
@@ -507,8 +104,8 @@ struct Scratch {
         planar(channels * stride),
         planar_out(channels * stride),
         pixels(padded_channels(channels) * tile),
-        pixels_out(padded_channels(channels) * tile),
-        difference(padded_channels(channels)),
+        hinges(tile + kLanes<A>),
+        slopes(tile + kLanes<A>),
         slots(tile),
         spare(2 * channels) {}
 };
@@ -618,8 +215,12 @@ class ForwardPass {
     if (gradients_) {
       for (auto& grad : result.grads) grad.assign(result.total() * padded_, A(0));
     }
-    find_means(result);
-    find_variance(result, terms);
+    // Both passes over some images follow each other, so that the second finds them in the caches.
+    for (size_t from = 0, to; from < bands_.size(); from = to) {
+      to = end_of_images(from);
+      find_means(from, to, result);
+      find_variance(from, to, result, terms);
+    }
     find_distances(result, terms);
     for (int64_t b = 0; b < batch_.images; ++b) {
       find_regularization(b, result, terms[b * kTerms + 2]);
@@ -636,30 +237,39 @@ class ForwardPass {
     return static_cast<int>(std::min<int64_t>(grid_.tile, batch_.count(b) - t * grid_.tile));
   }
 
-  // partials[band] += what `tile(band, b, t, code, partial)` adds, each band into `size(b)` zeros
-  // of its own.
-  template <class Size, class BandPass>
-  std::vector<std::vector<double>> over_bands(Size&& size, BandPass&& pass) {
-    std::vector<std::vector<double>> partials(bands_.size());
-    parallel_for(static_cast<int64_t>(bands_.size()), options_.threads, [&](int64_t k) {
-      partials[k].assign(size(bands_[k].image), 0.0);
-      pass(bands_[k], partials[k].data());
-    });
-    // Added up in band order, into the first band of each image.
-    for (size_t k = 1, head = 0; k < bands_.size(); ++k) {
-      if (bands_[k].image != bands_[head].image) {
-        head = k;
-        continue;
-      }
-      for (size_t j = 0; j < partials[k].size(); ++j) partials[head][j] += partials[k][j];
-      partials[k] = {};
-    }
-    return partials;
+  // The end of the whole images that start with band `from` and keep all threads busy.
+  size_t end_of_images(size_t from) const {
+    const size_t enough = from + 2 * static_cast<size_t>(options_.threads);
+    size_t to = from + 1;
+    while (to < bands_.size() && (to < enough || bands_[to].image == bands_[to - 1].image)) ++to;
+    return to;
   }
 
-  void find_means(Instances<A>& result) {
+  // sums[k]: what `pass(band, partial)` adds up over the bands of the k-th image from band `from`
+  // on, each band into `size(image)` zeros of its own, in band order.
+  template <class Size, class BandPass>
+  std::vector<std::vector<double>> over_bands(size_t from, size_t to, Size&& size,
+                                              BandPass&& pass) {
+    std::vector<std::vector<double>> partials(to - from);
+    parallel_for(static_cast<int64_t>(to - from), options_.threads, [&](int64_t k) {
+      const Band& band = bands_[from + k];
+      partials[k].assign(size(band.image), 0.0);
+      pass(band, partials[k].data());
+    });
+    std::vector<std::vector<double>> sums;
+    for (size_t k = 0; k < partials.size(); ++k) {
+      if (k == 0 || bands_[from + k].image != bands_[from + k - 1].image) {
+        sums.push_back(std::move(partials[k]));
+        continue;
+      }
+      for (size_t j = 0; j < partials[k].size(); ++j) sums.back()[j] += partials[k][j];
+    }
+    return sums;
+  }
+
+  void find_means(size_t from, size_t to, Instances<A>& result) {
     const auto sums = over_bands(
-        [&](int64_t b) { return (labels_.instances(b) + 1) * padded_; },
+        from, to, [&](int64_t b) { return (labels_.instances(b) + 1) * padded_; },
         [&](const Band& band, double* sums) {
           const Image<const T> image(embeddings_, batch_, band.image);
           const Tables<A> tables = this->tables(band.image, nullptr);
@@ -679,7 +289,7 @@ class ForwardPass {
             }
           }
         });
-    for_each_image(sums, [&](int64_t b, const std::vector<double>& total) {
+    for_each_image(from, sums, [&](int64_t b, const std::vector<double>& total) {
       for (int64_t c = 0; c < labels_.instances(b); ++c) {
         A* mean = result.means.data() + (result.first[b] + c) * padded_;
         for (int64_t d = 0; d < batch_.channels; ++d) {
@@ -690,7 +300,7 @@ class ForwardPass {
   }
 
   // The variance and background terms: whatever compares pixels with means.
-  void find_variance(Instances<A>& result, A* terms) {
+  void find_variance(size_t from, size_t to, Instances<A>& result, A* terms) {
     // A band's partial sums: hinge^2 and pulls an instance, then the background's hinge^2, pixels
     // and pushes.
     const auto rows = [&](int64_t b) { return labels_.instances(b) + int64_t{1}; };
@@ -698,7 +308,7 @@ class ForwardPass {
     const auto size = [&](int64_t b) {
       return rows(b) + table(b) + (options_.background_push ? 2 + table(b) : 0);
     };
-    const auto sums = over_bands(size, [&](const Band& band, double* partial) {
+    const auto sums = over_bands(from, to, size, [&](const Band& band, double* partial) {
       const int64_t b = band.image;
       const Image<const T> image(embeddings_, batch_, b);
       const auto means =
@@ -723,7 +333,7 @@ class ForwardPass {
           pixel_tile(image, from, pixels, scratch.pixels.data());
           code.unpack_rows(pixels, tables.instances, scratch.slots.data());
           spread_pixels(options_.norm, scratch.pixels.data(), scratch.slots.data(), pixels, delta,
-                        tables, spread, scratch.difference.data());
+                        tables, spread, scratch.hinges.data(), scratch.slopes.data());
         } else if (code.any_instance()) {
           const auto tile = planar_tile(image, from, pixels, scratch.planar.data(), scratch.stride);
           spread_runs(options_.norm, tile, code, delta, tables, spread, scratch.spare.data());
@@ -737,7 +347,7 @@ class ForwardPass {
         }
       }
     });
-    for_each_image(sums, [&](int64_t b, const std::vector<double>& total) {
+    for_each_image(from, sums, [&](int64_t b, const std::vector<double>& total) {
       const int64_t count = result.size(b);
       if (count == 0) return;
       const std::vector<double> weights = variance_weights(options_, result, b);
@@ -821,11 +431,10 @@ class ForwardPass {
     term = static_cast<A>(total / count);
   }
 
+  // f(image, sum) for the sums that start with band `from`.
   template <class F>
-  void for_each_image(const std::vector<std::vector<double>>& sums, F&& f) {
-    for (size_t k = 0; k < bands_.size(); ++k) {
-      if (k == 0 || bands_[k].image != bands_[k - 1].image) f(bands_[k].image, sums[k]);
-    }
+  void for_each_image(size_t from, const std::vector<std::vector<double>>& sums, F&& f) {
+    for (size_t k = 0; k < sums.size(); ++k) f(bands_[from].image + static_cast<int64_t>(k), sums[k]);
   }
 
  private:
@@ -932,9 +541,9 @@ void backward_pass(const Array& embeddings, const Batch& batch, const TileGrid& 
         pixel_tile(image, from, pixels, scratch.pixels.data());
         code.unpack_rows(pixels, tables.instances, scratch.slots.data());
         gradient_pixels(options.norm, scratch.pixels.data(), scratch.slots.data(), pixels, delta,
-                        tables, gradient, scratch.pixels_out.data(), scratch.difference.data());
-        push_into(scratch.pixels_out.data(), 1, padded);
-        write_pixels(target, from, pixels, scratch.pixels_out.data());
+                        tables, gradient, scratch.hinges.data(), scratch.slopes.data());
+        push_into(scratch.pixels.data(), 1, padded);
+        write_pixels(target, from, pixels, scratch.pixels.data());
         continue;
       }
       A* out = scratch.planar_out.data();

@@ -13,7 +13,7 @@ namespace instembed::discriminative {
 // Written so that a NaN stays one: bad embeddings must show in the loss.
 template <class V>
 INSTEMBED_INLINE V positive_part(const V& v) {
-  return clamp_negative(v);
+  return v < 0 ? V{} : v;
 }
 
 // |v| as a sum over channels goes on: squares for norm 2, magnitudes for norm 1.
@@ -32,7 +32,7 @@ INSTEMBED_INLINE V finish_norm(const V& sum) {
 // hinge * d|v|/dv = slope * direction(v), with subgradient 0 at zero distance.
 template <int norm, class V>
 INSTEMBED_INLINE V slope(const V& hinge, const V& distance) {
-  if constexpr (norm == 2) return keep_nonzero<V>(hinge / distance, distance);
+  if constexpr (norm == 2) return distance == 0 ? V{} : hinge / distance;
   return hinge;
 }
 

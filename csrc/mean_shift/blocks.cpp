@@ -8,7 +8,7 @@
 
 #include "common/dtype.h"
 #include "common/parallel.h"
-#include "common/simd.h"
+#include "common/simd_widths.h"
 #include "mean_shift/formula.h"
 #include "mean_shift/scan.h"
 #include "mean_shift/tree.h"
@@ -97,10 +97,10 @@ struct Found {
 };
 
 // How many of the n points follow the first within the limit. 0 if the first is not finite.
-template <class S>
+template <int kBytes, class S>
 INSTEMBED_INLINE int coherent_points(const S* x, int64_t stride, int n, int dims, S limit2) {
-  using V = Vec<S>;
-  constexpr int L = kLanes<S>;
+  constexpr int L = kBytes / static_cast<int>(sizeof(S));
+  using V = vector_t<S, L>;
   int i = 0;
   for (; i + L <= n; i += L) {
     V a{};
@@ -126,7 +126,7 @@ INSTEMBED_INLINE int coherent_points(const S* x, int64_t stride, int n, int dims
 }
 
 // Sum, centre and radius of the points of a block.
-template <class S>
+template <int kBytes, class S>
 INSTEMBED_INLINE void summarize(const Block<S>& block, int dims, S* center, S* radius,
                                 double* sum) {
   if (block.size == 1) {
@@ -137,18 +137,18 @@ INSTEMBED_INLINE void summarize(const Block<S>& block, int dims, S* center, S* r
     *radius = 0;
     return;
   }
-  constexpr int L = kLanes<double>;
-  using Narrow = vector_t<S, L>;
-  const int whole = block.size / L * L;
+  using Sum = RegisterSum<kBytes>;
+  const int whole = block.size / kLanes<double> * kLanes<double>;
   bool finite = true;
   for (int d = 0; d < dims; ++d) {
     const S* x = block.x + d * block.stride;
-    Vec<double> a{};
-    for (int i = 0; i < whole; i += L) {
-      const auto v = load<Narrow>(x + i);
-      a += __builtin_convertvector(v, Vec<double>);
+    Sum a;
+    for (int i = 0; i < whole; i += kLanes<double>) {
+      a.add([&](int k) __attribute__((always_inline)) {
+        return load<vector_t<S, Sum::lanes>>(x + i + k);
+      });
     }
-    double total = sum_lanes(a);
+    double total = a.total();
     for (int i = whole; i < block.size; ++i) total += static_cast<double>(x[i]);
     sum[d] = total;
     center[d] = static_cast<S>(total / block.size);
@@ -159,10 +159,11 @@ INSTEMBED_INLINE void summarize(const Block<S>& block, int dims, S* center, S* r
     *radius = std::numeric_limits<S>::infinity();
     return;
   }
-  using V = Vec<S>;
+  constexpr int L = kBytes / static_cast<int>(sizeof(S));
+  using V = vector_t<S, L>;
   V largest{};
   int i = 0;
-  for (; i + kLanes<S> <= block.size; i += kLanes<S>) {
+  for (; i + L <= block.size; i += L) {
     V a{};
     for (int d = 0; d < dims; ++d) {
       const V v = load<V>(block.x + d * block.stride + i) - center[d];
@@ -171,7 +172,7 @@ INSTEMBED_INLINE void summarize(const Block<S>& block, int dims, S* center, S* r
     largest = a > largest ? a : largest;
   }
   S most = 0;
-  for (int k = 0; k < kLanes<S>; ++k) most = std::max(most, static_cast<S>(largest[k]));
+  for (int k = 0; k < L; ++k) most = std::max(most, static_cast<S>(largest[k]));
   for (; i < block.size; ++i) {
     S a = 0;
     for (int d = 0; d < dims; ++d) {
@@ -184,7 +185,7 @@ INSTEMBED_INLINE void summarize(const Block<S>& block, int dims, S* center, S* r
 }
 
 // Cuts n consecutive points into blocks. Points of class 0 belong to none.
-template <class S>
+template <int kBytes, class S>
 INSTEMBED_INLINE void find_blocks(const S* x, int64_t stride, const int64_t* classes, int64_t n,
                                   int64_t first, const int64_t* pixels, int dims, S limit2,
                                   Found<S>* found) {
@@ -205,7 +206,7 @@ INSTEMBED_INLINE void find_blocks(const S* x, int64_t stride, const int64_t* cla
       }
     }
     const int64_t most = std::min<int64_t>(same - i, kMaxBlock);
-    const int size = coherent_points(x + i, stride, static_cast<int>(most), dims, limit2);
+    const int size = coherent_points<kBytes>(x + i, stride, static_cast<int>(most), dims, limit2);
     if (size > 0) {
       const int64_t* own = pixels ? pixels + i : nullptr;
       const Block<S> block{x + i, stride, own ? own[0] : first + i, own, size};
@@ -213,7 +214,7 @@ INSTEMBED_INLINE void find_blocks(const S* x, int64_t stride, const int64_t* cla
         found->add_stray(block, c, dims);
       } else {
         const size_t k = found->add(block, c, dims);
-        summarize(block, dims, &found->centers[k * dims], &found->radius[k],
+        summarize<kBytes>(block, dims, &found->centers[k * dims], &found->radius[k],
                   &found->sums[k * dims]);
       }
     }
@@ -221,25 +222,18 @@ INSTEMBED_INLINE void find_blocks(const S* x, int64_t stride, const int64_t* cla
   }
 }
 
-INSTEMBED_SIMD void cut(const float* x, int64_t stride, const int64_t* classes, int64_t n,
-                        int64_t first, const int64_t* pixels, int dims, double limit2,
-                        Found<float>* found) {
-  find_blocks(x, stride, classes, n, first, pixels, dims, static_cast<float>(limit2), found);
-}
-INSTEMBED_SIMD void cut(const double* x, int64_t stride, const int64_t* classes, int64_t n,
-                        int64_t first, const int64_t* pixels, int dims, double limit2,
-                        Found<double>* found) {
-  find_blocks(x, stride, classes, n, first, pixels, dims, limit2, found);
-}
-
-INSTEMBED_SIMD void summarize_block(const Block<float>& block, int dims, float* center,
-                                    float* radius, double* sum) {
-  summarize(block, dims, center, radius, sum);
-}
-INSTEMBED_SIMD void summarize_block(const Block<double>& block, int dims, double* center,
-                                    double* radius, double* sum) {
-  summarize(block, dims, center, radius, sum);
-}
+#define INSTEMBED_CUTS(S)                                                                      \
+  INSTEMBED_SIMD_WIDTHS(                                                                       \
+      void cut(const S* x, int64_t stride, const int64_t* classes, int64_t n, int64_t first,   \
+               const int64_t* pixels, int dims, double limit2, Found<S>* found),               \
+      find_blocks<kBytes>(x, stride, classes, n, first, pixels, dims, static_cast<S>(limit2),  \
+                          found))                                                              \
+  INSTEMBED_SIMD_WIDTHS(void summarize_block(const Block<S>& block, int dims, S* center,       \
+                                             S* radius, double* sum),                          \
+                        summarize<kBytes>(block, dims, center, radius, sum))
+INSTEMBED_CUTS(float)
+INSTEMBED_CUTS(double)
+#undef INSTEMBED_CUTS
 
 // Copies the foreground of [from, from + n) to `to`, planar, and closes the gaps in `classes`.
 template <class T, class S>

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <limits>
 
-#include "common/simd.h"
+#include "common/simd_widths.h"
 
 #pragma GCC diagnostic ignored "-Wpsabi"
 
@@ -53,10 +53,10 @@ INSTEMBED_INLINE void distances_at(const S* x, int64_t row, int64_t i, int dims,
   store(out + i, a);
 }
 
-template <class S>
+template <int kBytes, class S>
 INSTEMBED_INLINE void distances(const S* x, int64_t row, int64_t n, int dims, const S* c, S* out) {
-  using V = Vec<S>;
-  constexpr int L = kLanes<S>;
+  constexpr int L = kBytes / static_cast<int>(sizeof(S));
+  using V = vector_t<S, L>;
   int64_t i = 0;
   for (; i + 4 * L <= n; i += 4 * L) {
     V a0{}, a1{}, a2{}, a3{};
@@ -79,24 +79,29 @@ INSTEMBED_INLINE void distances(const S* x, int64_t row, int64_t n, int dims, co
   // again.
   if (i == n) return;
   if (n >= L) return distances_at<L>(x, row, n - L, dims, c, out);
-  if (n >= L / 2) {
-    distances_at<L / 2>(x, row, 0, dims, c, out);
-    return distances_at<L / 2>(x, row, n - L / 2, dims, c, out);
+  if constexpr (L >= 4) {
+    if (n >= L / 2) {
+      distances_at<L / 2>(x, row, 0, dims, c, out);
+      return distances_at<L / 2>(x, row, n - L / 2, dims, c, out);
+    }
   }
-  if (n >= L / 4) {
-    distances_at<L / 4>(x, row, 0, dims, c, out);
-    return distances_at<L / 4>(x, row, n - L / 4, dims, c, out);
+  if constexpr (L >= 8) {
+    if (n >= L / 4) {
+      distances_at<L / 4>(x, row, 0, dims, c, out);
+      return distances_at<L / 4>(x, row, n - L / 4, dims, c, out);
+    }
   }
   for (; i < n; ++i) distances_at<1>(x, row, i, dims, c, out);
 }
 
-template <class S>
+template <int kBytes, class S>
 INSTEMBED_INLINE void exact_distances_of(const Block<S>& block, int dims, const double* c,
                                          double* out) {
-  using V = Vec<double>;
-  using Narrow = vector_t<S, kLanes<double>>;
+  constexpr int L = kBytes / 8;
+  using V = vector_t<double, L>;
+  using Narrow = vector_t<S, L>;
   int i = 0;
-  for (; i + kLanes<double> <= block.size; i += kLanes<double>) {
+  for (; i + L <= block.size; i += L) {
     V a{};
     for (int d = 0; d < dims; ++d) {
       const auto x = load<Narrow>(block.x + d * block.stride + i);
@@ -122,9 +127,9 @@ INSTEMBED_INLINE S least_of(const S* values, int64_t n) {
   return value;
 }
 
-template <class S>
+template <int kBytes, class S>
 INSTEMBED_INLINE int64_t nearest_of(const Balls<S>& balls, int dims, const S* c, S* squared) {
-  distances(balls.centers.get(), balls.row, balls.count, dims, c, squared);
+  distances<kBytes>(balls.centers.get(), balls.row, balls.count, dims, c, squared);
   if (balls.count == 0) return -1;
   const S least = least_of(squared, balls.count);
   const S* const nearest = std::find(squared, squared + balls.count, least);
@@ -132,13 +137,13 @@ INSTEMBED_INLINE int64_t nearest_of(const Balls<S>& balls, int dims, const S* c,
 }
 
 // `least` gets a lower bound on the distance of the points where none is a member.
-template <class S>
+template <int kBytes, class S>
 INSTEMBED_INLINE int members(const Block<S>& block, const int32_t* owners, const Ball<S>& ball,
                              mask_t<S>* mask, S* least = nullptr) {
   S squared[kMaxBlock];
   const int n = block.size;
   const int dims = ball.dims();
-  distances(block.x, block.stride, n, dims, ball.rounded.data(), squared);
+  distances<kBytes>(block.x, block.stride, n, dims, ball.rounded.data(), squared);
   const int padded = (n + kLanes<S> - 1) / kLanes<S> * kLanes<S>;  // loops over whole vectors
   std::fill(squared + n, squared + padded, std::numeric_limits<S>::quiet_NaN());
   mask_t<S> possible = 0;
@@ -173,34 +178,35 @@ INSTEMBED_INLINE int members(const Block<S>& block, const int32_t* owners, const
 }
 
 // The sum of the masked points, lanes combined in a fixed order.
-template <class S>
+template <int kBytes, class S>
 INSTEMBED_INLINE void add_masked(const Block<S>& block, int dims, const mask_t<S>* mask,
                                  double* sum) {
-  constexpr int L = kLanes<double>;
-  using Narrow = vector_t<S, L>;
-  using Mask = vector_t<mask_t<S>, L>;
-  const int whole = block.size / L * L;
+  using Sum = RegisterSum<kBytes>;
+  using Narrow = vector_t<S, Sum::lanes>;
+  using Mask = vector_t<mask_t<S>, Sum::lanes>;
+  const int whole = block.size / kLanes<double> * kLanes<double>;
   for (int d = 0; d < dims; ++d) {
     const S* x = block.x + d * block.stride;
-    Vec<double> a{};
-    for (int i = 0; i < whole; i += L) {
-      const Narrow v = keep(load<Narrow>(x + i), load<Mask>(mask + i));
-      a += __builtin_convertvector(v, Vec<double>);
+    Sum a;
+    for (int i = 0; i < whole; i += kLanes<double>) {
+      a.add([&](int k) __attribute__((always_inline)) {
+        return keep(load<Narrow>(x + i + k), load<Mask>(mask + i + k));
+      });
     }
-    double rest = sum_lanes(a);
+    double rest = a.total();
     for (int i = whole; i < block.size; ++i) rest += mask[i] ? static_cast<double>(x[i]) : 0.0;
     sum[d] += rest;
   }
 }
 
-template <class S>
+template <int kBytes, class S>
 INSTEMBED_INLINE void add_block(const BlockSet<S>& set, int64_t b, const Ball<S>& ball,
                                 const Scan& scan, double* clear, Moments* to) {
   const Block<S>& block = set.blocks[b];
   mask_t<S> mask[kMaxBlock];
   const int32_t* owners = scan.ownership ? scan.ownership->of_points(b) : nullptr;
   S least = 0;
-  const int inside = members(block, owners, ball, mask, clear ? &least : nullptr);
+  const int inside = members<kBytes>(block, owners, ball, mask, clear ? &least : nullptr);
   if (inside == 0) {
     if (clear) *clear = scan.travelled + ball.gap(least);
     return;
@@ -214,7 +220,7 @@ INSTEMBED_INLINE void add_block(const BlockSet<S>& set, int64_t b, const Ball<S>
       }
     }
   } else {
-    add_masked(block, set.dims, mask, to->sum.data());
+    add_masked<kBytes>(block, set.dims, mask, to->sum.data());
   }
   if (!scan.keys) return;
   for (int i = 0; i < block.size; ++i) {
@@ -232,7 +238,7 @@ INSTEMBED_INLINE void prefetch(const Block<S>& block, int dims) {
 
 constexpr int64_t kStrip = 256;
 
-template <class S>
+template <int kBytes, class S>
 INSTEMBED_INLINE int64_t whole_blocks(const BlockSet<S>& set, const Front<S>& front,
                                       const Ball<S>& ball, const Scan& scan, Moments* to,
                                       int32_t* straddling) {
@@ -241,7 +247,7 @@ INSTEMBED_INLINE int64_t whole_blocks(const BlockSet<S>& set, const Front<S>& fr
   int64_t count = 0;
   for (int64_t from = 0; from < balls.count; from += kStrip) {
     const int64_t n = std::min(kStrip, balls.count - from);
-    distances(balls.centers.get() + from, balls.row, n, set.dims, ball.rounded.data(), squared);
+    distances<kBytes>(balls.centers.get() + from, balls.row, n, set.dims, ball.rounded.data(), squared);
     for (int64_t i = 0; i < n; ++i) {
       const S radius = balls.radius[from + i];
       const S far = (ball.outer + radius) * ball.grow;
@@ -265,26 +271,26 @@ INSTEMBED_INLINE int64_t whole_blocks(const BlockSet<S>& set, const Front<S>& fr
 
 // Points in an image lie in as many places as they have channels: fetch them while the last block
 // is tested.
-template <class S>
+template <int kBytes, class S>
 INSTEMBED_INLINE void straddling_blocks(const BlockSet<S>& set, const Front<S>& front,
                                         const int32_t* entries, int64_t n, const Ball<S>& ball,
                                         const Scan& scan, Moments* to) {
   for (int64_t k = 0; k < n; ++k) {
     if (k == 0) prefetch(set.blocks[front.ids[entries[0]]], set.dims);
     if (k + 1 < n) prefetch(set.blocks[front.ids[entries[k + 1]]], set.dims);
-    add_block(set, front.ids[entries[k]], ball, scan,
+    add_block<kBytes>(set, front.ids[entries[k]], ball, scan,
               scan.clear ? scan.clear + entries[k] : nullptr, to);
   }
 }
 
-template <class S>
+template <int kBytes, class S>
 INSTEMBED_INLINE void near_range(const Balls<S>& balls, int64_t begin, int64_t end,
                                  const Ball<S>& ball, double slack, std::vector<int32_t>* found) {
   S squared[kStrip];
   const S reach = static_cast<S>((static_cast<double>(ball.outer) + slack) * ball.grow);
   for (int64_t from = begin; from < end; from += kStrip) {
     const int64_t n = std::min(kStrip, end - from);
-    distances(balls.centers.get() + from, balls.row, n, ball.dims(), ball.rounded.data(), squared);
+    distances<kBytes>(balls.centers.get() + from, balls.row, n, ball.dims(), ball.rounded.data(), squared);
     const S* radius = balls.radius.get() + from;
     // Most strips hold nothing near: find that out without branches, by groups.
     for (int64_t group = 0; group < n; group += 32) {
@@ -304,76 +310,78 @@ INSTEMBED_INLINE void near_range(const Balls<S>& balls, int64_t begin, int64_t e
   }
 }
 
+// The kernels as functions of their own, one a target: only this file sees which there are.
+namespace widths {
+
+#define INSTEMBED_SCANS(S)                                                                         \
+  INSTEMBED_SIMD_WIDTHS(                                                                           \
+      void squared_distances(const S* x, int64_t row, int64_t n, int dims, const S* c, S* out),    \
+      distances<kBytes>(x, row, n, dims, c, out))                                                  \
+  INSTEMBED_SIMD_WIDTHS(                                                                           \
+      int64_t nearest_ball(const Balls<S>& balls, int dims, const S* c, S* squared),               \
+      return nearest_of<kBytes>(balls, dims, c, squared))                                          \
+  INSTEMBED_SIMD_WIDTHS(                                                                           \
+      void exact_distances(const Block<S>& block, int dims, const double* c, double* out),         \
+      exact_distances_of<kBytes>(block, dims, c, out))                                             \
+  INSTEMBED_SIMD_WIDTHS(int block_members(const Block<S>& block, const int32_t* owners,            \
+                                          const Ball<S>& ball, mask_t<S>* mask),                   \
+                        return members<kBytes>(block, owners, ball, mask))                         \
+  INSTEMBED_SIMD_WIDTHS(                                                                           \
+      void add_points(const Block<S>& block, int dims, const mask_t<S>* mask, double* sum),        \
+      add_masked<kBytes>(block, dims, mask, sum))                                                  \
+  INSTEMBED_SIMD_WIDTHS(int64_t add_whole(const BlockSet<S>& set, const Front<S>& front,           \
+                                          const Ball<S>& ball, const Scan& scan, Moments* to,      \
+                                          int32_t* straddling),                                    \
+                        return whole_blocks<kBytes>(set, front, ball, scan, to, straddling))       \
+  INSTEMBED_SIMD_WIDTHS(                                                                           \
+      void add_straddling(const BlockSet<S>& set, const Front<S>& front, const int32_t* entries,   \
+                          int64_t n, const Ball<S>& ball, const Scan& scan, Moments* to),          \
+      straddling_blocks<kBytes>(set, front, entries, n, ball, scan, to))                           \
+  INSTEMBED_SIMD_WIDTHS(                                                                           \
+      void find_near(const Balls<S>& balls, int64_t begin, int64_t end, const Ball<S>& ball,       \
+                     double slack, std::vector<int32_t>* found),                                   \
+      near_range<kBytes>(balls, begin, end, ball, slack, found))
+
+INSTEMBED_SCANS(float)
+INSTEMBED_SCANS(double)
+#undef INSTEMBED_SCANS
+
+}  // namespace widths
 }  // namespace
 
-INSTEMBED_SIMD void squared_distances(const float* x, int64_t row, int64_t n, int dims,
-                                      const float* c, float* out) {
-  distances(x, row, n, dims, c, out);
-}
-INSTEMBED_SIMD void squared_distances(const double* x, int64_t row, int64_t n, int dims,
-                                      const double* c, double* out) {
-  distances(x, row, n, dims, c, out);
-}
-INSTEMBED_SIMD int64_t nearest_ball(const Balls<float>& balls, int dims, const float* c,
-                                    float* squared) {
-  return nearest_of(balls, dims, c, squared);
-}
-INSTEMBED_SIMD int64_t nearest_ball(const Balls<double>& balls, int dims, const double* c,
-                                    double* squared) {
-  return nearest_of(balls, dims, c, squared);
-}
-INSTEMBED_SIMD void exact_distances(const Block<float>& block, int dims, const double* c,
-                                    double* out) {
-  exact_distances_of(block, dims, c, out);
-}
-INSTEMBED_SIMD void exact_distances(const Block<double>& block, int dims, const double* c,
-                                    double* out) {
-  exact_distances_of(block, dims, c, out);
-}
-INSTEMBED_SIMD int block_members(const Block<float>& block, const int32_t* owners,
-                                 const Ball<float>& ball, int32_t* mask) {
-  return members(block, owners, ball, mask);
-}
-INSTEMBED_SIMD int block_members(const Block<double>& block, const int32_t* owners,
-                                 const Ball<double>& ball, int64_t* mask) {
-  return members(block, owners, ball, mask);
-}
-INSTEMBED_SIMD void add_points(const Block<float>& block, int dims, const int32_t* mask,
-                               double* sum) {
-  add_masked(block, dims, mask, sum);
-}
-INSTEMBED_SIMD void add_points(const Block<double>& block, int dims, const int64_t* mask,
-                               double* sum) {
-  add_masked(block, dims, mask, sum);
-}
-INSTEMBED_SIMD int64_t add_whole(const BlockSet<float>& set, const Front<float>& front,
-                                 const Ball<float>& ball, const Scan& scan, Moments* to,
-                                 int32_t* straddling) {
-  return whole_blocks(set, front, ball, scan, to, straddling);
-}
-INSTEMBED_SIMD int64_t add_whole(const BlockSet<double>& set, const Front<double>& front,
-                                 const Ball<double>& ball, const Scan& scan, Moments* to,
-                                 int32_t* straddling) {
-  return whole_blocks(set, front, ball, scan, to, straddling);
-}
-INSTEMBED_SIMD void add_straddling(const BlockSet<float>& set, const Front<float>& front,
-                                   const int32_t* entries, int64_t n, const Ball<float>& ball,
-                                   const Scan& scan, Moments* to) {
-  straddling_blocks(set, front, entries, n, ball, scan, to);
-}
-INSTEMBED_SIMD void add_straddling(const BlockSet<double>& set, const Front<double>& front,
-                                   const int32_t* entries, int64_t n, const Ball<double>& ball,
-                                   const Scan& scan, Moments* to) {
-  straddling_blocks(set, front, entries, n, ball, scan, to);
-}
-INSTEMBED_SIMD void find_near(const Balls<float>& balls, int64_t begin, int64_t end,
-                              const Ball<float>& ball, double slack, std::vector<int32_t>* found) {
-  near_range(balls, begin, end, ball, slack, found);
-}
-INSTEMBED_SIMD void find_near(const Balls<double>& balls, int64_t begin, int64_t end,
-                              const Ball<double>& ball, double slack, std::vector<int32_t>* found) {
-  near_range(balls, begin, end, ball, slack, found);
-}
+#define INSTEMBED_SCANS(S)                                                                         \
+  void squared_distances(const S* x, int64_t row, int64_t n, int dims, const S* c, S* out) {       \
+    widths::squared_distances(x, row, n, dims, c, out);                                            \
+  }                                                                                                \
+  int64_t nearest_ball(const Balls<S>& balls, int dims, const S* c, S* squared) {                  \
+    return widths::nearest_ball(balls, dims, c, squared);                                          \
+  }                                                                                                \
+  void exact_distances(const Block<S>& block, int dims, const double* c, double* out) {            \
+    widths::exact_distances(block, dims, c, out);                                                  \
+  }                                                                                                \
+  int block_members(const Block<S>& block, const int32_t* owners, const Ball<S>& ball,             \
+                    mask_t<S>* mask) {                                                             \
+    return widths::block_members(block, owners, ball, mask);                                       \
+  }                                                                                                \
+  void add_points(const Block<S>& block, int dims, const mask_t<S>* mask, double* sum) {           \
+    widths::add_points(block, dims, mask, sum);                                                    \
+  }                                                                                                \
+  int64_t add_whole(const BlockSet<S>& set, const Front<S>& front, const Ball<S>& ball,            \
+                    const Scan& scan, Moments* to, int32_t* straddling) {                          \
+    return widths::add_whole(set, front, ball, scan, to, straddling);                              \
+  }                                                                                                \
+  void add_straddling(const BlockSet<S>& set, const Front<S>& front, const int32_t* entries,       \
+                      int64_t n, const Ball<S>& ball, const Scan& scan, Moments* to) {             \
+    widths::add_straddling(set, front, entries, n, ball, scan, to);                                \
+  }                                                                                                \
+  void find_near(const Balls<S>& balls, int64_t begin, int64_t end, const Ball<S>& ball,           \
+                 double slack, std::vector<int32_t>* found) {                                      \
+    widths::find_near(balls, begin, end, ball, slack, found);                                      \
+  }
+
+INSTEMBED_SCANS(float)
+INSTEMBED_SCANS(double)
+#undef INSTEMBED_SCANS
 
 template <class S>
 void make_front(const Balls<S>& balls, const int32_t* ids, int dims,

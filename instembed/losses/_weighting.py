@@ -21,13 +21,13 @@ def weighted_loss(terms: Tensor, weights: Sequence[float], reduction: Reduction)
             by_image = by_image + terms[:, k] * weights[k]
         return reduced(by_image, reduction)
     # Not a matrix product: autocast would take it in 16 bits.
-    losses = (terms * torch.tensor(weights, dtype=terms.dtype, device=terms.device)).sum(1)
-    return reduced(losses, reduction)
+    return reduced(terms * torch.tensor(weights, dtype=terms.dtype), reduction)
 
 
 def reduced(losses: Tensor, reduction: Reduction) -> Tensor:
-    """The (B,) losses of the images, or their sum or mean: 0 for an empty batch."""
+    """(B,) losses of the images, or the (B, T) terms that make them up: summed over T, or over all."""
     arguments.check_choice("reduction", reduction, ("mean", "sum", "none"))
     if reduction == "none":
-        return losses
-    return losses.sum() / (max(losses.shape[0], 1) if reduction == "mean" else 1)
+        return losses.sum(1) if losses.dim() == 2 else losses
+    total = losses.sum()
+    return total / max(losses.shape[0], 1) if reduction == "mean" else total

@@ -247,8 +247,10 @@ _ops.define(
     f"{_OPTIONS}, Tensor first, Tensor counts, Tensor vectors, Tensor runs) -> Tensor"
 )
 
-# What the state may take of the size of the embeddings: runs of labels, and vectors of instances. Labels or
-# instances that need more are found again in the backward pass.
+# What the state may take of the size of the embeddings: the code of the labels, and vectors of instances. Labels
+# or instances that need more are found again in the backward pass. Two bytes a pixel are enough for any labels
+# with fewer than 2^16 - 2 instances an image: the state has them where that is little, else room for runs.
+_PIXELS_PER_MILLE = 70
 _RUNS_PER_MILLE = 25
 _INSTANCES_PER_MILLE = 10
 _SMALL = 1024  # instances, and words, for which there is always room
@@ -262,7 +264,8 @@ def _state_sizes(embeddings: Tensor, images: int) -> tuple[int, int]:
     instance_bytes = 8 + 4 * channels * accumulation_dtype(embeddings).itemsize
     instances = max(min(pixels, _SMALL), _INSTANCES_PER_MILLE * size // (1000 * instance_bytes))
     tiles = images + pixels // 64  # at most: a tile has 64 pixels or more, but for each image's last
-    return instances, tiles + 1 + max(_SMALL, _RUNS_PER_MILLE * size // 4000)
+    code = 2 * pixels if 2000 * pixels <= _PIXELS_PER_MILLE * size else _RUNS_PER_MILLE * size // 1000
+    return instances, tiles + 1 + max(_SMALL, (code + 3) // 4)
 
 
 def _new_outputs(
