@@ -19,8 +19,8 @@ struct LabelGrid {
   int64_t pixels() const { return depth * height * width; }
 };
 
-// Bit i % 64 of changed[i / 64] says whether line[i] != line[i - 1], for 0 < i < n; the first bit and
-// those from n to the end of a word are 0. For elements of 1, 2, 4 and 8 bytes.
+// Bit i % 64 of changed[i / 64] says whether line[i] != line[i - 1], for 0 < i < n; the first bit
+// and those from n to the end of a word are 0. For elements of 1, 2, 4 and 8 bytes.
 void find_changes(const uint8_t* line, int64_t n, uint64_t* changed);
 void find_changes(const uint16_t* line, int64_t n, uint64_t* changed);
 void find_changes(const uint32_t* line, int64_t n, uint64_t* changed);

@@ -25,8 +25,8 @@ constexpr int32_t kMaxShortSlots = 0xfffe;  // likewise for 16 bits
 // the image.
 struct Chunk {
   int64_t image, first_tile, tiles;
-  uint32_t* dense;  // room for half a word a pixel, where dense tiles have a place each
-  std::vector<int32_t> counts;    // [slot]: pixels
+  uint32_t* dense;              // room for half a word a pixel, where dense tiles have a place each
+  std::vector<int32_t> counts;  // [slot]: pixels
   std::vector<int32_t> renumber;  // [slot]: the image's slot, in the memory of the counts
   std::vector<uint32_t> runs;     // the words of the other tiles
   std::vector<int32_t> words_per_tile;

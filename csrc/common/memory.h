@@ -23,8 +23,8 @@ void stream_copy(void* target, const void* source, size_t bytes);
 // After a thread's last stream_copy: makes what it wrote visible to other threads in order.
 void end_stream();
 
-// Zeroed memory straight from the system: a page costs nothing before it is written, and all go back
-// at the end, where an allocator would keep them for later.
+// Zeroed memory straight from the system: a page costs nothing before it is written, and all go
+// back at the end, where an allocator would keep them for later.
 class Pages {
  public:
   explicit Pages(size_t bytes);

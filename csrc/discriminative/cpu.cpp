@@ -434,7 +434,8 @@ class ForwardPass {
   // f(image, sum) for the sums that start with band `from`.
   template <class F>
   void for_each_image(size_t from, const std::vector<std::vector<double>>& sums, F&& f) {
-    for (size_t k = 0; k < sums.size(); ++k) f(bands_[from].image + static_cast<int64_t>(k), sums[k]);
+    for (size_t k = 0; k < sums.size(); ++k)
+      f(bands_[from].image + static_cast<int64_t>(k), sums[k]);
   }
 
  private:

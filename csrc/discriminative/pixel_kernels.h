@@ -72,10 +72,9 @@ INSTEMBED_INLINE void spread_pixels_body(A* tile, const int32_t* slots, int pixe
   if (!spread.pulls) return;
   for (int i = 0; i < pixels; ++i) {
     const A factor = slopes[i];
-    add_row<kBytes>(spread.pulls + slots[i] * tables.padded, tile + i * tables.padded,
-                    tables.padded, [&](const auto& v) __attribute__((always_inline)) {
-                      return factor * direction<norm>(v);
-                    });
+    add_row<kBytes>(
+        spread.pulls + slots[i] * tables.padded, tile + i * tables.padded, tables.padded,
+        [&](const auto& v) __attribute__((always_inline)) { return factor * direction<norm>(v); });
   }
 }
 

@@ -245,50 +245,53 @@ INSTEMBED_INLINE void push_body(const PlanarTile<A>& tile, int start, int length
 }
 
 // The kernels as functions of their own, one a target.
-#define INSTEMBED_RUN_KERNELS(A)                                                                   \
-  INSTEMBED_SIMD_WIDTHS(                                                                           \
-      void sum_runs(const PlanarTile<A>& tile, const TileCode& code, const Tables<A>& tables,      \
-                    double* sums, VecSlot<A>* spare),                                              \
-      with_channels(tables.channels, [&](auto fixed) __attribute__((always_inline)) {              \
-        sum_runs_body<Register<A, kBytes>, fixed>(tile, code, tables.channels, tables.padded,      \
-                                                  sums, spare);                                    \
-      }))                                                                                          \
-  INSTEMBED_SIMD_WIDTHS(                                                                           \
-      void spread_runs(int norm, const PlanarTile<A>& tile, const TileCode& code, A delta,         \
-                       const Tables<A>& tables, const Spread<A>& spread, VecSlot<A>* spare),       \
-      using V = Register<A, kBytes>;                                                               \
-      if (norm == 1) return spread_runs_body<V, 1, 0>(tile, code, delta, tables, spread, spare);   \
-      with_channels(tables.channels, [&](auto fixed) __attribute__((always_inline)) {              \
-        spread_runs_body<V, 2, fixed>(tile, code, delta, tables, spread, spare);                   \
-      }))                                                                                          \
-  INSTEMBED_SIMD_WIDTHS(                                                                           \
-      void gradient_runs(int norm, const PlanarTile<A>& tile, const TileCode& code, A delta,       \
-                         const Tables<A>& tables, const GradientTables<A>& gradient, A* out,       \
-                         int64_t out_stride, VecSlot<A>* spare),                                   \
-      using V = Register<A, kBytes>; if (norm == 1) {                                              \
-        return gradient_runs_body<V, 1, 0>(tile, code, delta, tables, gradient, out, out_stride,   \
-                                           spare);                                                 \
-      } with_channels(tables.channels, [&](auto fixed) __attribute__((always_inline)) {            \
-        gradient_runs_body<V, 2, fixed>(tile, code, delta, tables, gradient, out, out_stride,      \
-                                        spare);                                                    \
-      }))                                                                                          \
-  INSTEMBED_SIMD_WIDTHS(                                                                           \
-      void repel(int norm, const A* rows, int64_t from, int64_t to, const A* planar,               \
-                 int64_t stride, const Tables<A>& tables, A margin, double* total, double* grads,  \
-                 VecSlot<A>* spare),                                                               \
-      using V = Register<A, kBytes>; if (norm == 1) {                                              \
-        return repel_body<V, 1, 0>(rows, from, to, planar, stride, tables, margin, total, grads,   \
-                                   spare);                                                         \
-      } with_channels(tables.channels, [&](auto fixed) __attribute__((always_inline)) {            \
-        repel_body<V, 2, fixed>(rows, from, to, planar, stride, tables, margin, total, grads,      \
-                                spare);                                                            \
-      }))                                                                                          \
-  INSTEMBED_SIMD_WIDTHS(                                                                           \
-      void push_background(int norm, const PlanarTile<A>& tile, int start, int length,             \
-                           const Tables<A>& tables, const Push<A>& push, VecSlot<A>* spare),       \
-      using V = Register<A, kBytes>; if (norm == 1) {                                              \
-        push_body<V, 1>(tile, start, length, tables, push, spare);                                 \
-      } else { push_body<V, 2>(tile, start, length, tables, push, spare); })
+#define INSTEMBED_RUN_KERNELS(A)                                                                  \
+  INSTEMBED_SIMD_WIDTHS(                                                                          \
+      void sum_runs(const PlanarTile<A>& tile, const TileCode& code, const Tables<A>& tables,     \
+                    double* sums, VecSlot<A>* spare),                                             \
+      with_channels(tables.channels, [&](auto fixed) __attribute__((always_inline)) {             \
+        sum_runs_body<Register<A, kBytes>, fixed>(tile, code, tables.channels, tables.padded,     \
+                                                  sums, spare);                                   \
+      }))                                                                                         \
+  INSTEMBED_SIMD_WIDTHS(                                                                          \
+      void spread_runs(int norm, const PlanarTile<A>& tile, const TileCode& code, A delta,        \
+                       const Tables<A>& tables, const Spread<A>& spread, VecSlot<A>* spare),      \
+      using V = Register<A, kBytes>;                                                              \
+      if (norm == 1) return spread_runs_body<V, 1, 0>(tile, code, delta, tables, spread, spare);  \
+      with_channels(tables.channels, [&](auto fixed) __attribute__((always_inline)) {             \
+        spread_runs_body<V, 2, fixed>(tile, code, delta, tables, spread, spare);                  \
+      }))                                                                                         \
+  INSTEMBED_SIMD_WIDTHS(                                                                          \
+      void gradient_runs(int norm, const PlanarTile<A>& tile, const TileCode& code, A delta,      \
+                         const Tables<A>& tables, const GradientTables<A>& gradient, A* out,      \
+                         int64_t out_stride, VecSlot<A>* spare),                                  \
+      using V = Register<A, kBytes>;                                                              \
+      if (norm == 1) {                                                                            \
+        return gradient_runs_body<V, 1, 0>(tile, code, delta, tables, gradient, out, out_stride,  \
+                                           spare);                                                \
+      } with_channels(tables.channels, [&](auto fixed) __attribute__((always_inline)) {           \
+        gradient_runs_body<V, 2, fixed>(tile, code, delta, tables, gradient, out, out_stride,     \
+                                        spare);                                                   \
+      }))                                                                                         \
+  INSTEMBED_SIMD_WIDTHS(                                                                          \
+      void repel(int norm, const A* rows, int64_t from, int64_t to, const A* planar,              \
+                 int64_t stride, const Tables<A>& tables, A margin, double* total, double* grads, \
+                 VecSlot<A>* spare),                                                              \
+      using V = Register<A, kBytes>;                                                              \
+      if (norm == 1) {                                                                            \
+        return repel_body<V, 1, 0>(rows, from, to, planar, stride, tables, margin, total, grads,  \
+                                   spare);                                                        \
+      } with_channels(tables.channels, [&](auto fixed) __attribute__((always_inline)) {           \
+        repel_body<V, 2, fixed>(rows, from, to, planar, stride, tables, margin, total, grads,     \
+                                spare);                                                           \
+      }))                                                                                         \
+  INSTEMBED_SIMD_WIDTHS(                                                                          \
+      void push_background(int norm, const PlanarTile<A>& tile, int start, int length,            \
+                           const Tables<A>& tables, const Push<A>& push, VecSlot<A>* spare),      \
+      using V = Register<A, kBytes>;                                                              \
+      if (norm == 1) { push_body<V, 1>(tile, start, length, tables, push, spare); } else {        \
+        push_body<V, 2>(tile, start, length, tables, push, spare);                                \
+      })
 
 INSTEMBED_RUN_KERNELS(float)
 INSTEMBED_RUN_KERNELS(double)

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "common/dtype.h"
+#include "common/label_rows.h"
 #include "common/parallel.h"
 #include "common/simd_widths.h"
 #include "mean_shift/formula.h"
@@ -26,6 +27,17 @@ void ClassMap::read(int64_t from, int64_t n, int64_t* classes) const {
     using T = decltype(zero);
     const T* source = mask->as<const T>() + first + from * stride;
     for (int64_t i = 0; i < n; ++i) classes[i] = static_cast<int64_t>(source[i * stride]);
+  });
+}
+
+void ClassMap::find_runs(int64_t from, int64_t n, std::vector<ClassRun>* runs) const {
+  if (mask == nullptr) return runs->push_back({0, n, 1});
+  dispatch_integer(mask->dtype, "mask", [&](auto zero) {
+    using T = decltype(zero);
+    LineScanner<T>().scan(mask->as<const T>() + first + from * stride, stride, n,
+                          [&](int64_t begin, int64_t end, int64_t label_class) {
+                            if (label_class != 0) runs->push_back({begin, end, label_class});
+                          });
   });
 }
 
@@ -96,19 +108,37 @@ struct Found {
   }
 };
 
+// squares[k] += the squared distances of a vector of points from (origin(0), origin(1), ...).
+template <class V, int count, class S, class Origin>
+INSTEMBED_INLINE void add_squares(const S* x, int64_t stride, int dims, Origin&& origin,
+                                  V (&squares)[count]) {
+  constexpr int L = sizeof(V) / sizeof(S);
+  for (int d = 0; d < dims; ++d) {
+#pragma GCC unroll 4
+    for (int k = 0; k < count; ++k) {
+      const V v = load<V>(x + d * stride + k * L) - origin(d);
+      squares[k] += v * v;
+    }
+  }
+}
+
 // How many of the n points follow the first within the limit. 0 if the first is not finite.
 template <int kBytes, class S>
 INSTEMBED_INLINE int coherent_points(const S* x, int64_t stride, int n, int dims, S limit2) {
   constexpr int L = kBytes / static_cast<int>(sizeof(S));
   using V = vector_t<S, L>;
   int i = 0;
-  for (; i + L <= n; i += L) {
-    V a{};
-    for (int d = 0; d < dims; ++d) {
-      const V v = load<V>(x + d * stride + i) - x[d * stride];
-      a += v * v;
+  for (; i + 4 * L <= n; i += 4 * L) {
+    V a[4] = {};
+    add_squares(x + i, stride, dims, [&](int d) { return x[d * stride]; }, a);
+    if (any_lane(~((a[0] <= limit2) & (a[1] <= limit2) & (a[2] <= limit2) & (a[3] <= limit2)))) {
+      break;
     }
-    const auto good = a <= limit2;
+  }
+  for (; i + L <= n; i += L) {
+    V a[1] = {};
+    add_squares(x + i, stride, dims, [&](int d) { return x[d * stride]; }, a);
+    const auto good = a[0] <= limit2;
     if (!any_lane(~good)) continue;
     for (int k = 0; k < L; ++k) {
       if (!good[k]) return i + k;
@@ -125,10 +155,9 @@ INSTEMBED_INLINE int coherent_points(const S* x, int64_t stride, int n, int dims
   return n;
 }
 
-// Sum, centre and radius of the points of a block.
 template <int kBytes, class S>
-INSTEMBED_INLINE void summarize(const Block<S>& block, int dims, S* center, S* radius,
-                                double* sum) {
+INSTEMBED_INLINE void summarize_body(const Block<S>& block, int dims, S* center, S* radius,
+                                     double* sum) {
   if (block.size == 1) {
     for (int d = 0; d < dims; ++d) {
       center[d] = block.x[d * block.stride];
@@ -163,13 +192,17 @@ INSTEMBED_INLINE void summarize(const Block<S>& block, int dims, S* center, S* r
   using V = vector_t<S, L>;
   V largest{};
   int i = 0;
+  const auto look_at = [&](auto& a) __attribute__((always_inline)) {
+    add_squares(block.x + i, block.stride, dims, [&](int d) { return center[d]; }, a);
+    for (const V& squared : a) largest = squared > largest ? squared : largest;
+  };
+  for (; i + 4 * L <= block.size; i += 4 * L) {
+    V a[4] = {};
+    look_at(a);
+  }
   for (; i + L <= block.size; i += L) {
-    V a{};
-    for (int d = 0; d < dims; ++d) {
-      const V v = load<V>(block.x + d * block.stride + i) - center[d];
-      a += v * v;
-    }
-    largest = a > largest ? a : largest;
+    V a[1] = {};
+    look_at(a);
   }
   S most = 0;
   for (int k = 0; k < L; ++k) most = std::max(most, static_cast<S>(largest[k]));
@@ -184,67 +217,70 @@ INSTEMBED_INLINE void summarize(const Block<S>& block, int dims, S* center, S* r
   *radius = std::sqrt(most) * static_cast<S>(1 + distance_error<S>(dims));
 }
 
-// Cuts n consecutive points into blocks. Points of class 0 belong to none.
-template <int kBytes, class S>
-INSTEMBED_INLINE void find_blocks(const S* x, int64_t stride, const int64_t* classes, int64_t n,
-                                  int64_t first, const int64_t* pixels, int dims, S limit2,
-                                  Found<S>* found) {
-  int64_t i = 0, same = 0;  // classes are equal in [i, same)
-  while (i < n) {
-    const int64_t c = classes[i];
-    if (c == 0) {
-      ++i;
-      continue;
+// Runs are too short for the hardware to see the streams of all channels in time.
+template <class S>
+INSTEMBED_INLINE void prefetch(const S* x, int64_t stride, int64_t n, int dims) {
+  for (int d = 0; d < dims; ++d) {
+    for (int64_t k = 0; k < std::min<int64_t>(n, kMaxBlock); k += kLanes<S>) {
+      __builtin_prefetch(x + d * stride + k);
     }
-    if (same <= i) {
-      for (same = i + 1; same < n && classes[same] == c;) ++same;
-      // Runs are too short for the hardware to see the streams of all channels in time.
-      for (int d = 0; d < dims; ++d) {
-        for (int64_t k = i; k < std::min(same, i + kMaxBlock); k += kLanes<S>) {
-          __builtin_prefetch(x + d * stride + k);
-        }
-      }
-    }
-    const int64_t most = std::min<int64_t>(same - i, kMaxBlock);
-    const int size = coherent_points<kBytes>(x + i, stride, static_cast<int>(most), dims, limit2);
-    if (size > 0) {
-      const int64_t* own = pixels ? pixels + i : nullptr;
-      const Block<S> block{x + i, stride, own ? own[0] : first + i, own, size};
-      if (size <= kStray) {
-        found->add_stray(block, c, dims);
-      } else {
-        const size_t k = found->add(block, c, dims);
-        summarize<kBytes>(block, dims, &found->centers[k * dims], &found->radius[k],
-                  &found->sums[k * dims]);
-      }
-    }
-    i += std::max(size, 1);
   }
 }
 
-#define INSTEMBED_CUTS(S)                                                                      \
-  INSTEMBED_SIMD_WIDTHS(                                                                       \
-      void cut(const S* x, int64_t stride, const int64_t* classes, int64_t n, int64_t first,   \
-               const int64_t* pixels, int dims, double limit2, Found<S>* found),               \
-      find_blocks<kBytes>(x, stride, classes, n, first, pixels, dims, static_cast<S>(limit2),  \
-                          found))                                                              \
-  INSTEMBED_SIMD_WIDTHS(void summarize_block(const Block<S>& block, int dims, S* center,       \
-                                             S* radius, double* sum),                          \
-                        summarize<kBytes>(block, dims, center, radius, sum))
+// Cuts runs of one class into blocks. Points that are not finite belong to none: their labels
+// become 0.
+template <int kBytes, class S>
+INSTEMBED_INLINE void find_blocks(const S* x, int64_t stride, const std::vector<ClassRun>& runs,
+                                  int64_t first, const int64_t* pixels, int dims, S limit2,
+                                  int64_t* labels, Found<S>* found) {
+  for (size_t k = 0; k < runs.size(); ++k) {
+    const auto [begin, end, label_class] = runs[k];
+    if (k == 0) prefetch(x + begin, stride, end - begin, dims);
+    if (k + 1 < runs.size()) {
+      prefetch(x + runs[k + 1].begin, stride, runs[k + 1].end - runs[k + 1].begin, dims);
+    }
+    for (int64_t i = begin; i < end;) {
+      const auto most = static_cast<int>(std::min<int64_t>(end - i, kMaxBlock));
+      const int size = coherent_points<kBytes>(x + i, stride, most, dims, limit2);
+      const int64_t* own = pixels ? pixels + i : nullptr;
+      const Block<S> block{x + i, stride, own ? own[0] : first + i, own, size};
+      if (size == 0) {
+        labels[block.first] = 0;
+      } else if (size <= kStray) {
+        found->add_stray(block, label_class, dims);
+      } else {
+        const size_t index = found->add(block, label_class, dims);
+        summarize_body<kBytes>(block, dims, &found->centers[index * dims], &found->radius[index],
+                               &found->sums[index * dims]);
+      }
+      i += std::max(size, 1);
+    }
+  }
+}
+
+#define INSTEMBED_CUTS(S)                                                                         \
+  INSTEMBED_SIMD_WIDTHS(                                                                          \
+      void cut(const S* x, int64_t stride, const std::vector<ClassRun>& runs, int64_t first,      \
+               const int64_t* pixels, int dims, double limit2, int64_t* labels, Found<S>* found), \
+      find_blocks<kBytes>(x, stride, runs, first, pixels, dims, static_cast<S>(limit2), labels,   \
+                          found))                                                                 \
+  INSTEMBED_SIMD_WIDTHS(                                                                          \
+      void summarize_block(const Block<S>& block, int dims, S* center, S* radius, double* sum),   \
+      summarize_body<kBytes>(block, dims, center, radius, sum))
 INSTEMBED_CUTS(float)
 INSTEMBED_CUTS(double)
 #undef INSTEMBED_CUTS
 
-// Copies the foreground of [from, from + n) to `to`, planar, and closes the gaps in `classes`.
+// Copies the runs of the pixels from `from` on to `to`, planar, and closes the gaps between them.
 template <class T, class S>
-int64_t gather_planar(const Source<T>& source, int64_t from, int64_t n, int64_t* classes, S* to,
+int64_t gather_planar(const Source<T>& source, int64_t from, std::vector<ClassRun>* runs, S* to,
                       int64_t* pixels) {
   int64_t kept = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    if (classes[i] == 0) continue;
-    pixels[kept] = from + i;
-    classes[kept] = classes[i];
-    ++kept;
+  for (ClassRun& run : *runs) {
+    const int64_t begin = kept;
+    for (int64_t i = run.begin; i < run.end; ++i) pixels[kept++] = from + i;
+    run.begin = begin;
+    run.end = kept;
   }
   if (source.channel_stride == 1) {
     for (int64_t k = 0; k < kept; ++k) {
@@ -528,20 +564,25 @@ Cloud<S> build_runs(const Source<T>& source, const ClassMap& classes, double ban
   parallel_for(chunks, threads, [&](int64_t chunk) {
     const int64_t from = chunk * kChunk;
     const int64_t n = std::min(kChunk, source.pixels - from);
-    std::vector<int64_t> seen(n);
-    classes.read(from, n, seen.data());
-    if (labels) std::fill(labels + from, labels + from + n, int64_t{0});
+    std::vector<ClassRun> runs;
+    int64_t background = from;
+    classes.find_runs(from, n, &runs);
+    for (const ClassRun& run : runs) {
+      std::fill(labels + background, labels + from + run.begin, int64_t{0});
+      background = from + run.end;
+    }
+    std::fill(labels + background, labels + from + n, int64_t{0});
     if constexpr (std::is_same_v<T, S>) {
       if (in_place) {
-        cut(source.data + from, source.channel_stride, seen.data(), n, from, nullptr, source.dims,
-            limit2, &parts[chunk]);
+        cut(source.data + from, source.channel_stride, runs, from, nullptr, source.dims, limit2,
+            labels, &parts[chunk]);
         return;
       }
     }
     S* to = cloud.points[0].get() + from * source.dims;
     int64_t* pixels = cloud.pixels[0].get() + from;
-    const int64_t kept = gather_planar(source, from, n, seen.data(), to, pixels);
-    cut(to, kept, seen.data(), kept, 0, pixels, source.dims, limit2, &parts[chunk]);
+    const int64_t kept = gather_planar(source, from, &runs, to, pixels);
+    cut(to, kept, runs, 0, pixels, source.dims, limit2, labels, &parts[chunk]);
   });
   settle_stray(&parts, source.dims, bandwidth, limit2, &cloud, threads);
   cloud.sets = sort_by_class(parts, source.dims);
@@ -607,7 +648,7 @@ Cloud<S> build_tree(const Source<T>& source, const ClassMap& classes, double ban
     seen[chunk].resize(n);
     pixels[chunk].resize(n);
     classes.read(from, n, seen[chunk].data());
-    if (labels) std::fill(labels + from, labels + from + n, int64_t{0});
+    std::fill(labels + from, labels + from + n, int64_t{0});
     int64_t kept = 0;
     for (int64_t i = 0; i < n; ++i) {
       if (seen[chunk][i] == 0) continue;
@@ -640,6 +681,13 @@ Cloud<S> build_tree(const Source<T>& source, const ClassMap& classes, double ban
 }
 
 }  // namespace
+
+void summarize(const Block<float>& block, int dims, float* center, float* radius, double* sum) {
+  summarize_block(block, dims, center, radius, sum);
+}
+void summarize(const Block<double>& block, int dims, double* center, double* radius, double* sum) {
+  summarize_block(block, dims, center, radius, sum);
+}
 
 template <class S>
 Cloud<S> build_cloud(const Array& embeddings, const Batch& batch, int64_t b,

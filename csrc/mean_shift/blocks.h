@@ -55,6 +55,10 @@ struct Balls {
   }
 };
 
+// Sum, centre and radius of the points of a block.
+void summarize(const Block<float>& block, int dims, float* center, float* radius, double* sum);
+void summarize(const Block<double>& block, int dims, double* center, double* radius, double* sum);
+
 // The points of one class of one image.
 template <class S>
 struct BlockSet {
@@ -76,15 +80,22 @@ struct Cloud {
   std::vector<Buffer<int64_t>> pixels;
 };
 
+// Consecutive pixels of one class, counted from where the reader started.
+struct ClassRun {
+  int64_t begin, end, label_class;
+};
+
 // A view of one image's classes: 0 is background.
 struct ClassMap {
   const Array* mask = nullptr;  // null: all pixels are of class 1
   int64_t first = 0, stride = 1;
 
   void read(int64_t from, int64_t n, int64_t* classes) const;
+  // Appends the runs of what is not background among pixels [from, from + n).
+  void find_runs(int64_t from, int64_t n, std::vector<ClassRun>* runs) const;
 };
 
-// Reads image b. Points that are not finite are left out. `labels`, if not null, gets zeros.
+// Reads image b. Points that are not finite are left out: they and the background get label 0.
 template <class S>
 Cloud<S> build_cloud(const Array& embeddings, const Batch& batch, int64_t b,
                      const ClassMap& classes, double bandwidth, int64_t* labels, int threads);

@@ -28,7 +28,7 @@ Instances group_image(const Array& embeddings, const Batch& batch, int64_t b,
       build_cloud<S>(embeddings, batch, b, classes, options.bandwidth, labels, threads);
   Instances result;
   for (BlockSet<S>& set : cloud.sets) {
-    Ownership ownership(set);
+    Ownership ownership(set.size());
     const Clusters clusters = options.seeding == Seeding::peel
                                   ? peel(&set, options, &ownership, threads)
                                   : all_points(set, options, &ownership, threads);

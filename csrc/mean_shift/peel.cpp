@@ -24,7 +24,7 @@ constexpr int64_t kScanChunk = 16;
 
 // Below so many numbers to read, threads cost more than they save: a barrier is dear where cores
 // are busy.
-constexpr int64_t kParallelWork = 1 << 17;
+constexpr int64_t kParallelWork = 1 << 15;
 
 // How far, in bandwidths, a trajectory may move from where its blocks were collected.
 constexpr double kSlack = 0.5;
@@ -44,31 +44,35 @@ class Peeler {
         threads_(threads),
         ball_(set->dims, options.bandwidth),
         total_(set->dims),
-        parts_() {
-    first_alive_.resize(set_.size());
+        part_of_(set->size(), -1) {
+    rest_.dims = set->dims;
+    rest_.blocks = set->blocks;
+    rest_.sums = std::move(set->sums);
     in_order_.resize(set_.size());
     for (int64_t b = 0; b < set_.size(); ++b) {
-      first_alive_[b] = set_.blocks[b].first;
-      in_order_[b] = {first_alive_[b], static_cast<int32_t>(b)};
+      in_order_[b] = {set_.blocks[b].first, static_cast<int32_t>(b)};
     }
-    std::sort(in_order_.begin(), in_order_.end());
+    // The blocks of an image come in order, but for those of its stray points.
+    const auto stray = std::is_sorted_until(in_order_.begin(), in_order_.end());
+    std::sort(stray, in_order_.end());
+    std::inplace_merge(in_order_.begin(), stray, in_order_.end());
     make_groups();
   }
 
   Clusters run() {
     std::vector<double> seed(set_.dims);
     for (int64_t b = next_block(); b >= 0; b = next_block()) {
-      const int32_t point = first_alive_point(b);
-      const Block<S>& block = set_.blocks[b];
+      const Block<S>& block = rest_.blocks[b];
       for (int d = 0; d < set_.dims; ++d) {
-        seed[d] = static_cast<double>(block.x[d * block.stride + point]);
+        seed[d] = static_cast<double>(block.x[d * block.stride]);
       }
       climb(seed.data());
       const auto owner = static_cast<int32_t>(clusters_.size() + 1);
       int64_t claimed = claim(owner);
       clusters_.kept.push_back(claimed > 0 && claimed >= options_.min_size);
       if (claimed == 0) {  // rounding or overflow put the centre out of reach of every point
-        own_point(b, point, owner);
+        mask_t<S> first[kMaxBlock] = {-1};
+        own(b, first, 1, owner);
         claimed = 1;
       }
       clusters_.counts.push_back(claimed);
@@ -85,7 +89,8 @@ class Peeler {
   };
 
   bool current(const Entry& entry) const {
-    return own_.alive[entry.second] != 0 && first_alive_[entry.second] == entry.first;
+    const Block<S>& block = rest_.blocks[entry.second];
+    return block.size != 0 && block.first == entry.first;
   }
 
   // The block that holds the unowned point of the lowest index, or -1. Most blocks have one owner
@@ -98,13 +103,6 @@ class Peeler {
     if (shared_.empty()) return whole ? in_order_[cursor_].second : -1;
     return whole && in_order_[cursor_] < shared_.top() ? in_order_[cursor_].second
                                                        : shared_.top().second;
-  }
-
-  int32_t first_alive_point(int64_t b) const {
-    const int32_t* owners = own_.of_points(b);
-    int32_t i = 0;
-    while (owners != nullptr && owners[i] != 0) ++i;
-    return i;
   }
 
   // Moves the ball to the mode above `seed`. near_ ends up covering every block that the ball
@@ -161,18 +159,17 @@ class Peeler {
     total_.clear();
     if (!ball_.finite) return;
     Scan scan;
-    scan.ownership = &own_;
     scan.clear = clear_.data();
     scan.travelled = travelled_;
-    const int64_t n = add_whole(set_, near_, ball_, scan, &total_, straddling_.data());
+    const int64_t n = add_whole(rest_, near_, ball_, scan, &total_, straddling_.data());
     int64_t points = 0;
-    for (int64_t k = 0; k < n; ++k) points += set_.blocks[near_.ids[straddling_[k]]].size;
+    for (int64_t k = 0; k < n; ++k) points += rest_.blocks[near_.ids[straddling_[k]]].size;
     const int64_t chunks = (n + kScanChunk - 1) / kScanChunk;
     while (static_cast<int64_t>(parts_.size()) < chunks) parts_.emplace_back(set_.dims);
     parallel_for(chunks, points * set_.dims >= kParallelWork ? threads_ : 1, [&](int64_t chunk) {
       parts_[chunk].clear();
       const int64_t begin = chunk * kScanChunk;
-      add_straddling(set_, near_, straddling_.data() + begin, std::min(n - begin, kScanChunk),
+      add_straddling(rest_, near_, straddling_.data() + begin, std::min(n - begin, kScanChunk),
                      ball_, scan, &parts_[chunk]);
     });
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -192,65 +189,72 @@ class Peeler {
     mask_t<S> mask[kMaxBlock];
     for (int64_t i = 0; i < n; ++i) {
       const int64_t b = near_.ids[i];
+      const Block<S>& block = rest_.blocks[b];
       const S radius = near_.balls.radius[i];
       const S far = (ball_.outer + radius) * ball_.grow;
       const S near = ball_.inner - radius;
-      if (squared_[i] > far * far || own_.alive[b] == 0) continue;
-      int inside = own_.alive[b];
-      if (!(near >= 0 && squared_[i] <= near * near)) {
-        inside = block_members(set_.blocks[b], own_.of_points(b), ball_, mask);
-      } else if (inside != set_.blocks[b].size) {
-        std::fill_n(mask, set_.blocks[b].size, mask_t<S>{-1});
-      }
-      if (inside == 0) continue;
-      claimed += inside;
-      if (inside == set_.blocks[b].size) {
-        own_.owner[b] = owner;
-        own_.alive[b] = 0;
-        --groups_[group_of_[b]].alive;
+      if (squared_[i] > far * far || block.size == 0) continue;
+      int inside = block.size;
+      if (near >= 0 && squared_[i] <= near * near) {
+        std::fill_n(mask, inside, mask_t<S>{-1});
       } else {
-        own_part(b, mask, owner);
+        inside = block_members(block, ball_, mask);
       }
+      claimed += inside;
+      if (inside != 0) own(b, mask, inside, owner);
     }
     return claimed;
   }
 
-  void own_point(int64_t b, int32_t point, int32_t owner) {
-    mask_t<S> mask[kMaxBlock] = {};
-    mask[point] = -1;
-    own_part(b, mask, owner);
-  }
-
-  // Gives the masked points that are unowned to `owner`, and sums up what is left of the block.
-  void own_part(int64_t b, const mask_t<S>* mask, int32_t owner) {
-    const Block<S>& block = set_.blocks[b];
-    if (own_.slot[b] < 0) {
-      own_.slot[b] = static_cast<int64_t>(own_.points.size());
-      own_.points.resize(own_.points.size() + block.size, 0);
-    }
-    int32_t* owners = own_.points.data() + own_.slot[b];
-    int32_t alive = 0;
-    int32_t first = -1;
-    for (int32_t i = 0; i < block.size; ++i) {
-      if (owners[i] == 0 && mask[i]) owners[i] = owner;
-      if (owners[i] != 0) continue;
-      ++alive;
-      if (first < 0) first = i;
-    }
-    own_.alive[b] = alive;
-    if (alive == 0) {
-      --groups_[group_of_[b]].alive;
+  // Gives the `inside` masked points of what is left of a block to `owner`. The others are copied
+  // together, with a ball and a sum of their own: what is left of most blocks is a few points at
+  // the border of an instance.
+  void own(int64_t b, const mask_t<S>* mask, int inside, int32_t owner) {
+    const Block<S>& whole = set_.blocks[b];
+    const Block<S> block = rest_.blocks[b];
+    const int32_t kept = block.size - inside;
+    rest_.blocks[b].size = kept;
+    if (kept == 0) --groups_[group_of_[b]].alive;
+    if (inside == whole.size) {
+      own_.owner[b] = owner;
       return;
     }
-    if (first_alive_[b] != block.pixel(first)) {
-      first_alive_[b] = block.pixel(first);
-      shared_.push({first_alive_[b], static_cast<int32_t>(b)});
+    if (own_.slot[b] < 0) {
+      own_.slot[b] = static_cast<int64_t>(own_.points.size());
+      own_.points.resize(own_.points.size() + whole.size, 0);
     }
-    mask_t<S> rest[kMaxBlock];
-    for (int32_t i = 0; i < block.size; ++i) rest[i] = owners[i] == 0 ? -1 : 0;
-    double* sum = set_.sums.get() + b * set_.dims;
-    std::fill_n(sum, set_.dims, 0.0);
-    add_points(block, set_.dims, rest, sum);
+    int32_t* owners = own_.points.data() + own_.slot[b];
+    Part part{Buffer<S>(kept * set_.dims), Buffer<int64_t>(kept)};
+    int32_t to = 0;
+    for (int32_t i = 0, place = 0; i < block.size; ++i, ++place) {
+      while (whole.pixel(place) != block.pixel(i)) ++place;
+      if (mask[i]) {
+        owners[place] = owner;
+        continue;
+      }
+      part.pixels[to] = block.pixel(i);
+      for (int d = 0; d < set_.dims; ++d) {
+        part.points[d * kept + to] = block.x[d * block.stride + i];
+      }
+      ++to;
+    }
+    if (kept == 0) return;
+    const Block<S> rest{part.points.get(), kept, part.pixels[0], part.pixels.get(), kept};
+    if (rest.first != block.first) shared_.push({rest.first, static_cast<int32_t>(b)});
+    std::vector<S> center(set_.dims);
+    const int32_t entry = entry_of_[b];
+    summarize(rest, set_.dims, center.data(), &all_.balls.radius[entry],
+              rest_.sums.get() + b * set_.dims);
+    for (int d = 0; d < set_.dims; ++d) {
+      all_.balls.centers[d * all_.balls.row + entry] = center[d];
+    }
+    rest_.blocks[b] = rest;
+    if (part_of_[b] < 0) {
+      part_of_[b] = static_cast<int32_t>(left_.size());
+      left_.push_back(std::move(part));
+    } else {
+      left_[part_of_[b]] = std::move(part);
+    }
   }
 
   // Sorts the blocks into groups with a ball around each.
@@ -290,24 +294,34 @@ class Peeler {
       by_group[groups_[group_of_[b]].end++] = static_cast<int32_t>(b);
     }
     make_front<S>(set_.balls, nullptr, dims, by_group, &all_);
+    entry_of_.resize(n);
+    for (int32_t i = 0; i < entries; ++i) entry_of_[by_group[i]] = i;
   }
 
   // Closes the gaps that owned blocks leave in a group.
   void compact(Group* group) {
     int32_t to = group->begin;
     for (int32_t from = to; from < group->end; ++from) {
-      if (own_.alive[all_.ids[from]] == 0) continue;
+      const int32_t b = all_.ids[from];
+      if (rest_.blocks[b].size == 0) continue;
       for (int d = 0; d < set_.dims; ++d) {
         S* row = all_.balls.centers.get() + d * all_.balls.row;
         row[to] = row[from];
       }
       all_.balls.radius[to] = all_.balls.radius[from];
-      all_.ids[to++] = all_.ids[from];
+      entry_of_[b] = to;
+      all_.ids[to++] = b;
     }
     group->end = to;
   }
 
-  BlockSet<S>& set_;
+  struct Part {
+    Buffer<S> points;
+    Buffer<int64_t> pixels;
+  };
+
+  const BlockSet<S>& set_;
+  BlockSet<S> rest_;  // blocks without the points that have an owner; only set_ has the balls
   const Options& options_;
   Ownership& own_;
   int threads_;
@@ -315,8 +329,10 @@ class Peeler {
   Moments total_;
   std::vector<Moments> parts_;
   Clusters clusters_;
-  std::vector<int64_t> first_alive_;  // pixel, by block
-  Front<S> all_, near_;               // all_ by groups
+  std::vector<int32_t> part_of_;   // by block: into left_, -1 where none or all of it has owners
+  std::vector<Part> left_;         // what is left of blocks
+  Front<S> all_, near_;            // all_ by groups
+  std::vector<int32_t> entry_of_;  // by block: into all_
   Balls<S> group_balls_;
   std::vector<Group> groups_;
   std::vector<int32_t> group_of_;  // by block

@@ -29,15 +29,6 @@ void Ball<S>::move_to(const double* c) {
 template struct Ball<float>;
 template struct Ball<double>;
 
-template <class S>
-Ownership::Ownership(const BlockSet<S>& set)
-    : owner(set.blocks.size(), 0), slot(set.blocks.size(), -1), alive(set.blocks.size()) {
-  for (size_t b = 0; b < set.blocks.size(); ++b) alive[b] = set.blocks[b].size;
-}
-
-template Ownership::Ownership(const BlockSet<float>&);
-template Ownership::Ownership(const BlockSet<double>&);
-
 namespace {
 
 // out[i] = squared distance of point i from c, for `lanes` points from i on.
@@ -132,14 +123,20 @@ INSTEMBED_INLINE int64_t nearest_of(const Balls<S>& balls, int dims, const S* c,
   distances<kBytes>(balls.centers.get(), balls.row, balls.count, dims, c, squared);
   if (balls.count == 0) return -1;
   const S least = least_of(squared, balls.count);
-  const S* const nearest = std::find(squared, squared + balls.count, least);
-  return nearest == squared + balls.count ? 0 : nearest - squared;
+  constexpr int L = kBytes / static_cast<int>(sizeof(S));
+  int64_t nearest = 0;
+  while (nearest + L <= balls.count &&
+         !any_lane(load<vector_t<S, L>>(squared + nearest) == least)) {
+    nearest += L;
+  }
+  while (nearest < balls.count && squared[nearest] != least) ++nearest;
+  return nearest == balls.count ? 0 : nearest;
 }
 
 // `least` gets a lower bound on the distance of the points where none is a member.
 template <int kBytes, class S>
-INSTEMBED_INLINE int members(const Block<S>& block, const int32_t* owners, const Ball<S>& ball,
-                             mask_t<S>* mask, S* least = nullptr) {
+INSTEMBED_INLINE int members(const Block<S>& block, const Ball<S>& ball, mask_t<S>* mask,
+                             S* least = nullptr) {
   S squared[kMaxBlock];
   const int n = block.size;
   const int dims = ball.dims();
@@ -165,13 +162,6 @@ INSTEMBED_INLINE int members(const Block<S>& block, const int32_t* owners, const
         mask[i] = -1;
         ++inside;
       }
-    }
-  }
-  if (owners != nullptr && inside != 0) {
-    inside = 0;
-    for (int i = 0; i < n; ++i) {
-      mask[i] = owners[i] == 0 ? mask[i] : 0;
-      inside -= static_cast<int>(mask[i]);
     }
   }
   return inside;
@@ -204,9 +194,8 @@ INSTEMBED_INLINE void add_block(const BlockSet<S>& set, int64_t b, const Ball<S>
                                 const Scan& scan, double* clear, Moments* to) {
   const Block<S>& block = set.blocks[b];
   mask_t<S> mask[kMaxBlock];
-  const int32_t* owners = scan.ownership ? scan.ownership->of_points(b) : nullptr;
   S least = 0;
-  const int inside = members<kBytes>(block, owners, ball, mask, clear ? &least : nullptr);
+  const int inside = members<kBytes>(block, ball, mask, clear ? &least : nullptr);
   if (inside == 0) {
     if (clear) *clear = scan.travelled + ball.gap(least);
     return;
@@ -232,7 +221,7 @@ template <class S>
 INSTEMBED_INLINE void prefetch(const Block<S>& block, int dims) {
   for (int d = 0; d < dims; ++d) {
     const S* x = block.x + d * block.stride;
-    for (int i = 0; i < block.size; i += kLanes<S>) __builtin_prefetch(x + i);
+    for (int i = 0; i < block.size; i += kLanes<S>) __builtin_prefetch(x + i, 0, 2);
   }
 }
 
@@ -247,19 +236,20 @@ INSTEMBED_INLINE int64_t whole_blocks(const BlockSet<S>& set, const Front<S>& fr
   int64_t count = 0;
   for (int64_t from = 0; from < balls.count; from += kStrip) {
     const int64_t n = std::min(kStrip, balls.count - from);
-    distances<kBytes>(balls.centers.get() + from, balls.row, n, set.dims, ball.rounded.data(), squared);
+    distances<kBytes>(balls.centers.get() + from, balls.row, n, set.dims, ball.rounded.data(),
+                      squared);
     for (int64_t i = 0; i < n; ++i) {
       const S radius = balls.radius[from + i];
       const S far = (ball.outer + radius) * ball.grow;
       if (squared[i] > far * far) continue;
       const int64_t b = front.ids[from + i];
-      const int64_t alive = scan.ownership ? scan.ownership->alive[b] : set.blocks[b].size;
-      if (alive == 0) continue;
+      const int32_t size = set.blocks[b].size;
+      if (size == 0) continue;
       const S near = ball.inner - radius;
       if (near >= 0 && squared[i] <= near * near) {
         const double* sum = set.sums.get() + b * set.dims;
         for (int d = 0; d < set.dims; ++d) to->sum[d] += sum[d];
-        to->count += alive;
+        to->count += size;
         if (scan.keys) to->key += scan.block_keys[b];
       } else if (scan.clear == nullptr || scan.clear[from + i] <= scan.travelled) {
         straddling[count++] = static_cast<int32_t>(from + i);
@@ -269,17 +259,18 @@ INSTEMBED_INLINE int64_t whole_blocks(const BlockSet<S>& set, const Front<S>& fr
   return count;
 }
 
-// Points in an image lie in as many places as they have channels: fetch them while the last block
-// is tested.
+// Points in an image lie in as many places as they have channels: fetch them while the last two
+// blocks are tested. Into the second-level cache, which has more room for what is on its way.
 template <int kBytes, class S>
 INSTEMBED_INLINE void straddling_blocks(const BlockSet<S>& set, const Front<S>& front,
                                         const int32_t* entries, int64_t n, const Ball<S>& ball,
                                         const Scan& scan, Moments* to) {
-  for (int64_t k = 0; k < n; ++k) {
-    if (k == 0) prefetch(set.blocks[front.ids[entries[0]]], set.dims);
-    if (k + 1 < n) prefetch(set.blocks[front.ids[entries[k + 1]]], set.dims);
+  constexpr int64_t kAhead = 2;
+  for (int64_t k = -kAhead; k < n; ++k) {
+    if (k + kAhead < n) prefetch(set.blocks[front.ids[entries[k + kAhead]]], set.dims);
+    if (k < 0) continue;
     add_block<kBytes>(set, front.ids[entries[k]], ball, scan,
-              scan.clear ? scan.clear + entries[k] : nullptr, to);
+                      scan.clear ? scan.clear + entries[k] : nullptr, to);
   }
 }
 
@@ -290,7 +281,8 @@ INSTEMBED_INLINE void near_range(const Balls<S>& balls, int64_t begin, int64_t e
   const S reach = static_cast<S>((static_cast<double>(ball.outer) + slack) * ball.grow);
   for (int64_t from = begin; from < end; from += kStrip) {
     const int64_t n = std::min(kStrip, end - from);
-    distances<kBytes>(balls.centers.get() + from, balls.row, n, ball.dims(), ball.rounded.data(), squared);
+    distances<kBytes>(balls.centers.get() + from, balls.row, n, ball.dims(), ball.rounded.data(),
+                      squared);
     const S* radius = balls.radius.get() + from;
     // Most strips hold nothing near: find that out without branches, by groups.
     for (int64_t group = 0; group < n; group += 32) {
@@ -313,33 +305,30 @@ INSTEMBED_INLINE void near_range(const Balls<S>& balls, int64_t begin, int64_t e
 // The kernels as functions of their own, one a target: only this file sees which there are.
 namespace widths {
 
-#define INSTEMBED_SCANS(S)                                                                         \
-  INSTEMBED_SIMD_WIDTHS(                                                                           \
-      void squared_distances(const S* x, int64_t row, int64_t n, int dims, const S* c, S* out),    \
-      distances<kBytes>(x, row, n, dims, c, out))                                                  \
-  INSTEMBED_SIMD_WIDTHS(                                                                           \
-      int64_t nearest_ball(const Balls<S>& balls, int dims, const S* c, S* squared),               \
-      return nearest_of<kBytes>(balls, dims, c, squared))                                          \
-  INSTEMBED_SIMD_WIDTHS(                                                                           \
-      void exact_distances(const Block<S>& block, int dims, const double* c, double* out),         \
-      exact_distances_of<kBytes>(block, dims, c, out))                                             \
-  INSTEMBED_SIMD_WIDTHS(int block_members(const Block<S>& block, const int32_t* owners,            \
-                                          const Ball<S>& ball, mask_t<S>* mask),                   \
-                        return members<kBytes>(block, owners, ball, mask))                         \
-  INSTEMBED_SIMD_WIDTHS(                                                                           \
-      void add_points(const Block<S>& block, int dims, const mask_t<S>* mask, double* sum),        \
-      add_masked<kBytes>(block, dims, mask, sum))                                                  \
-  INSTEMBED_SIMD_WIDTHS(int64_t add_whole(const BlockSet<S>& set, const Front<S>& front,           \
-                                          const Ball<S>& ball, const Scan& scan, Moments* to,      \
-                                          int32_t* straddling),                                    \
-                        return whole_blocks<kBytes>(set, front, ball, scan, to, straddling))       \
-  INSTEMBED_SIMD_WIDTHS(                                                                           \
-      void add_straddling(const BlockSet<S>& set, const Front<S>& front, const int32_t* entries,   \
-                          int64_t n, const Ball<S>& ball, const Scan& scan, Moments* to),          \
-      straddling_blocks<kBytes>(set, front, entries, n, ball, scan, to))                           \
-  INSTEMBED_SIMD_WIDTHS(                                                                           \
-      void find_near(const Balls<S>& balls, int64_t begin, int64_t end, const Ball<S>& ball,       \
-                     double slack, std::vector<int32_t>* found),                                   \
+#define INSTEMBED_SCANS(S)                                                                       \
+  INSTEMBED_SIMD_WIDTHS(                                                                         \
+      void squared_distances(const S* x, int64_t row, int64_t n, int dims, const S* c, S* out),  \
+      distances<kBytes>(x, row, n, dims, c, out))                                                \
+  INSTEMBED_SIMD_WIDTHS(                                                                         \
+      int64_t nearest_ball(const Balls<S>& balls, int dims, const S* c, S* squared),             \
+      return nearest_of<kBytes>(balls, dims, c, squared))                                        \
+  INSTEMBED_SIMD_WIDTHS(                                                                         \
+      void exact_distances(const Block<S>& block, int dims, const double* c, double* out),       \
+      exact_distances_of<kBytes>(block, dims, c, out))                                           \
+  INSTEMBED_SIMD_WIDTHS(                                                                         \
+      int block_members(const Block<S>& block, const Ball<S>& ball, mask_t<S>* mask),            \
+      return members<kBytes>(block, ball, mask))                                                 \
+  INSTEMBED_SIMD_WIDTHS(                                                                         \
+      int64_t add_whole(const BlockSet<S>& set, const Front<S>& front, const Ball<S>& ball,      \
+                        const Scan& scan, Moments* to, int32_t* straddling),                     \
+      return whole_blocks<kBytes>(set, front, ball, scan, to, straddling))                       \
+  INSTEMBED_SIMD_WIDTHS(                                                                         \
+      void add_straddling(const BlockSet<S>& set, const Front<S>& front, const int32_t* entries, \
+                          int64_t n, const Ball<S>& ball, const Scan& scan, Moments* to),        \
+      straddling_blocks<kBytes>(set, front, entries, n, ball, scan, to))                         \
+  INSTEMBED_SIMD_WIDTHS(                                                                         \
+      void find_near(const Balls<S>& balls, int64_t begin, int64_t end, const Ball<S>& ball,     \
+                     double slack, std::vector<int32_t>* found),                                 \
       near_range<kBytes>(balls, begin, end, ball, slack, found))
 
 INSTEMBED_SCANS(float)
@@ -349,34 +338,30 @@ INSTEMBED_SCANS(double)
 }  // namespace widths
 }  // namespace
 
-#define INSTEMBED_SCANS(S)                                                                         \
-  void squared_distances(const S* x, int64_t row, int64_t n, int dims, const S* c, S* out) {       \
-    widths::squared_distances(x, row, n, dims, c, out);                                            \
-  }                                                                                                \
-  int64_t nearest_ball(const Balls<S>& balls, int dims, const S* c, S* squared) {                  \
-    return widths::nearest_ball(balls, dims, c, squared);                                          \
-  }                                                                                                \
-  void exact_distances(const Block<S>& block, int dims, const double* c, double* out) {            \
-    widths::exact_distances(block, dims, c, out);                                                  \
-  }                                                                                                \
-  int block_members(const Block<S>& block, const int32_t* owners, const Ball<S>& ball,             \
-                    mask_t<S>* mask) {                                                             \
-    return widths::block_members(block, owners, ball, mask);                                       \
-  }                                                                                                \
-  void add_points(const Block<S>& block, int dims, const mask_t<S>* mask, double* sum) {           \
-    widths::add_points(block, dims, mask, sum);                                                    \
-  }                                                                                                \
-  int64_t add_whole(const BlockSet<S>& set, const Front<S>& front, const Ball<S>& ball,            \
-                    const Scan& scan, Moments* to, int32_t* straddling) {                          \
-    return widths::add_whole(set, front, ball, scan, to, straddling);                              \
-  }                                                                                                \
-  void add_straddling(const BlockSet<S>& set, const Front<S>& front, const int32_t* entries,       \
-                      int64_t n, const Ball<S>& ball, const Scan& scan, Moments* to) {             \
-    widths::add_straddling(set, front, entries, n, ball, scan, to);                                \
-  }                                                                                                \
-  void find_near(const Balls<S>& balls, int64_t begin, int64_t end, const Ball<S>& ball,           \
-                 double slack, std::vector<int32_t>* found) {                                      \
-    widths::find_near(balls, begin, end, ball, slack, found);                                      \
+#define INSTEMBED_SCANS(S)                                                                   \
+  void squared_distances(const S* x, int64_t row, int64_t n, int dims, const S* c, S* out) { \
+    widths::squared_distances(x, row, n, dims, c, out);                                      \
+  }                                                                                          \
+  int64_t nearest_ball(const Balls<S>& balls, int dims, const S* c, S* squared) {            \
+    return widths::nearest_ball(balls, dims, c, squared);                                    \
+  }                                                                                          \
+  void exact_distances(const Block<S>& block, int dims, const double* c, double* out) {      \
+    widths::exact_distances(block, dims, c, out);                                            \
+  }                                                                                          \
+  int block_members(const Block<S>& block, const Ball<S>& ball, mask_t<S>* mask) {           \
+    return widths::block_members(block, ball, mask);                                         \
+  }                                                                                          \
+  int64_t add_whole(const BlockSet<S>& set, const Front<S>& front, const Ball<S>& ball,      \
+                    const Scan& scan, Moments* to, int32_t* straddling) {                    \
+    return widths::add_whole(set, front, ball, scan, to, straddling);                        \
+  }                                                                                          \
+  void add_straddling(const BlockSet<S>& set, const Front<S>& front, const int32_t* entries, \
+                      int64_t n, const Ball<S>& ball, const Scan& scan, Moments* to) {       \
+    widths::add_straddling(set, front, entries, n, ball, scan, to);                          \
+  }                                                                                          \
+  void find_near(const Balls<S>& balls, int64_t begin, int64_t end, const Ball<S>& ball,     \
+                 double slack, std::vector<int32_t>* found) {                                \
+    widths::find_near(balls, begin, end, ball, slack, found);                                \
   }
 
 INSTEMBED_SCANS(float)

@@ -55,10 +55,8 @@ struct Ownership {
   std::vector<int32_t> owner;   // of a block, where its points have one owner
   std::vector<int64_t> slot;    // into `points`, -1 where they have one
   std::vector<int32_t> points;  // owner by point, of blocks that are shared
-  std::vector<int32_t> alive;   // points of each block that nobody owns
 
-  template <class S>
-  explicit Ownership(const BlockSet<S>& set);
+  explicit Ownership(int64_t blocks) : owner(blocks, 0), slot(blocks, -1) {}
   const int32_t* of_points(int64_t block) const {
     return slot[block] < 0 ? nullptr : points.data() + slot[block];
   }
@@ -79,15 +77,9 @@ int64_t nearest_ball(const Balls<double>& balls, int dims, const double* c, doub
 void exact_distances(const Block<float>& block, int dims, const double* c, double* out);
 void exact_distances(const Block<double>& block, int dims, const double* c, double* out);
 
-// mask[i] = -1 for points of the block in the ball that nobody owns, else 0. Returns how many.
-int block_members(const Block<float>& block, const int32_t* owners, const Ball<float>& ball,
-                  int32_t* mask);
-int block_members(const Block<double>& block, const int32_t* owners, const Ball<double>& ball,
-                  int64_t* mask);
-
-// Adds the masked points of a block, lanes combined in a fixed order.
-void add_points(const Block<float>& block, int dims, const int32_t* mask, double* sum);
-void add_points(const Block<double>& block, int dims, const int64_t* mask, double* sum);
+// mask[i] = -1 for points of the block in the ball, else 0. Returns how many.
+int block_members(const Block<float>& block, const Ball<float>& ball, int32_t* mask);
+int block_members(const Block<double>& block, const Ball<double>& ball, int64_t* mask);
 
 template <class S>
 using mask_t = std::conditional_t<sizeof(S) == 4, int32_t, int64_t>;
@@ -97,7 +89,6 @@ struct Scan {
   double* clear = nullptr;
   double travelled = 0;
   bool keys = false;
-  const Ownership* ownership = nullptr;
   const uint64_t* block_keys = nullptr;
 };
 

@@ -6,7 +6,7 @@
 #include <numeric>
 
 #include "common/parallel.h"
-#include "common/simd.h"
+#include "common/simd_widths.h"
 
 #pragma GCC diagnostic ignored "-Wpsabi"
 
@@ -41,12 +41,13 @@ constexpr int64_t kRowLanes = kLanes<double>;
 int64_t padded_row(int dims) { return (dims + kRowLanes - 1) / kRowLanes * kRowLanes; }
 
 // Mean and variance of each channel of n rows, about the first: against cancellation far from zero.
-template <class S>
+template <int kBytes, class S>
 INSTEMBED_INLINE void moments_of(const S* data, int64_t row, const int64_t* index, int64_t n,
                                  double* mean, double* variance) {
-  using V = Vec<double>;
-  using Narrow = vector_t<S, kRowLanes>;
-  for (int64_t d = 0; d < row; d += kRowLanes) {
+  constexpr int L = kBytes / 8;
+  using V = vector_t<double, L>;
+  using Narrow = vector_t<S, L>;
+  for (int64_t d = 0; d < row; d += L) {
     const V origin = __builtin_convertvector(load<Narrow>(data + index[0] * row + d), V);
     V sum{}, square{};
     for (int64_t i = 0; i < n; ++i) {
@@ -55,19 +56,18 @@ INSTEMBED_INLINE void moments_of(const S* data, int64_t row, const int64_t* inde
       square += v * v;
     }
     sum /= static_cast<double>(n);
-    store(variance + d, square / static_cast<double>(n) - sum * sum);
-    store(mean + d, sum + origin);
+    store(variance + d, V(square / static_cast<double>(n) - sum * sum));
+    store(mean + d, V(sum + origin));
   }
 }
 
-INSTEMBED_SIMD void moments(const float* data, int64_t row, const int64_t* index, int64_t n,
-                            double* mean, double* variance) {
-  moments_of(data, row, index, n, mean, variance);
-}
-INSTEMBED_SIMD void moments(const double* data, int64_t row, const int64_t* index, int64_t n,
-                            double* mean, double* variance) {
-  moments_of(data, row, index, n, mean, variance);
-}
+#define INSTEMBED_MOMENTS(S)                                                                      \
+  INSTEMBED_SIMD_WIDTHS(void moments(const S* data, int64_t row, const int64_t* index, int64_t n, \
+                                     double* mean, double* variance),                             \
+                        moments_of<kBytes>(data, row, index, n, mean, variance))
+INSTEMBED_MOMENTS(float)
+INSTEMBED_MOMENTS(double)
+#undef INSTEMBED_MOMENTS
 
 template <class S>
 class Grower {
