@@ -17,7 +17,7 @@ test: $(VENV)/test ## all tests
 	MALLOC_PERTURB_=1 $(RUN) -m pytest  # fresh memory holds huge numbers: what is not written shows
 
 sanitize: $(VENV)/test ## native tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(CMAKE) -B build/sanitize -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG='-O1 -g1' -DINSTEMBED_PYTHON=OFF \
+	$(CMAKE) -B build/sanitize -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG='-Og -g1' -DINSTEMBED_PYTHON=OFF \
 	  -DINSTEMBED_CUDA=OFF -DINSTEMBED_TESTS=ON -DINSTEMBED_SIMULATOR=ON -DINSTEMBED_SANITIZE=address,undefined
 	$(VENV)/bin/cmake --build build/sanitize
 	OMP_NUM_THREADS=2 build/sanitize/native_tests
@@ -26,7 +26,8 @@ sanitize: $(VENV)/test ## native tests under AddressSanitizer and UndefinedBehav
 simulator: $(VENV)/test ## CUDA kernels on the CPU: every kernel under 20 random schedules
 	$(RUN) -m pip --disable-pip-version-check install --quiet pybind11
 	$(CMAKE) -B build/simulator -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG='-O2 -g1' -DINSTEMBED_CUDA=OFF \
-	  -DINSTEMBED_SIMULATOR=ON -DINSTEMBED_TESTS=OFF -DPython_EXECUTABLE=$(abspath $(RUN)) -Dpybind11_DIR=$$($(RUN) -m pybind11 --cmakedir)
+	  -DINSTEMBED_SIMULATOR=ON -DINSTEMBED_TESTS=OFF -DINSTEMBED_KERNELS=$$(ls -t $(abspath build)/cp*/libinstembed_kernels.a | head -1) \
+	  -DPython_EXECUTABLE=$(abspath $(RUN)) -Dpybind11_DIR=$$($(RUN) -m pybind11 --cmakedir)
 	$(VENV)/bin/cmake --build build/simulator --target simulated_kernels simulated_core
 	build/simulator/simulated_kernels 20 mean_shift & grouping=$$!; \
 	  build/simulator/simulated_kernels 20 simulator discriminative label_statistics && \

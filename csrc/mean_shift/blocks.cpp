@@ -181,6 +181,7 @@ INSTEMBED_INLINE void summarize_body(const Block<S>& block, int dims, S* center,
   }
   using Sum = RegisterSum<kBytes>;
   const int whole = block.size / kLanes<double> * kLanes<double>;
+  bool finite = true;
   for (int d = 0; d < dims; ++d) {
     const S* x = block.x + d * block.stride;
     Sum a;
@@ -193,6 +194,12 @@ INSTEMBED_INLINE void summarize_body(const Block<S>& block, int dims, S* center,
     for (int i = whole; i < block.size; ++i) total += static_cast<double>(x[i]);
     sum[d] = total;
     center[d] = static_cast<S>(total / block.size);
+    finite = finite && total - total == 0;
+  }
+  if (!finite) {  // doubles overflow in the sum: a ball of everything, so that none is taken whole
+    for (int d = 0; d < dims; ++d) center[d] = block.x[d * block.stride];
+    *radius = std::numeric_limits<S>::infinity();
+    return;
   }
   constexpr int L = kBytes / static_cast<int>(sizeof(S));
   using V = vector_t<S, L>;

@@ -247,9 +247,10 @@ _ops.define(
     f"{_OPTIONS}, Tensor first, Tensor counts, Tensor vectors, Tensor runs) -> Tensor"
 )
 
-# What the state may take of the size of the embeddings: the code of the labels, and vectors of instances. Labels
-# or instances that need more are found again in the backward pass. Two bytes a pixel are enough for any labels
-# with fewer than 2^16 - 2 instances an image: the state has them where that is little, else room for runs.
+# What the state may take of the size of the embeddings: the code of the labels, and vectors of instances.
+# Labels or instances that need more are found again in the backward pass. Two bytes a pixel are enough for
+# any labels with fewer than 2^16 - 2 instances an image: the state has them where that is little, else room
+# for runs.
 _PIXELS_PER_MILLE = 70
 _RUNS_PER_MILLE = 25
 _INSTANCES_PER_MILLE = 10

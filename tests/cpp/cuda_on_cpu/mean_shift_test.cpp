@@ -14,7 +14,7 @@ using namespace mean_shift;
 
 struct Case {
   DType dtype = DType::f32;
-  int64_t images = 1, channels = 3, pixels = 300;
+  int64_t images = 1, channels = 3, pixels = 150;
   std::vector<int> layout{0, 1, 2};
   int64_t clusters = 6, run = 20;  // points about so many centres, in runs of about so many pixels
   double spread = 0.2;             // of the points, where the centres are about 3 apart
@@ -184,7 +184,7 @@ void test_mean_shift(int schedules) {
     Case base;
     base.options.seeding = seeding;
     const bool all = seeding == Seeding::all;  // which costs the square of the pixels
-    if (all) base.pixels = 100;
+    if (all) base.pixels = 70;
     for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::f64}) {
       for (const auto& layout : {kPlanar, kInterleaved, kStrided}) {
         Case c = base;
@@ -193,7 +193,7 @@ void test_mean_shift(int schedules) {
         c.images = 2;
         c.channels = layout == kInterleaved ? 8 : 5;
         c.rough = layout != kStrided;
-        c.pixels = layout == kPlanar && !all ? 700 : 111;
+        c.pixels = layout == kPlanar && !all ? 300 : 75;
         check(c, schedules);
       }
     }
@@ -209,7 +209,7 @@ void test_mean_shift(int schedules) {
       Case c = base;
       c.channels = channels;
       c.spread = 0.05;
-      c.pixels = 100;
+      c.pixels = channels > 9 ? 50 : 100;
       check(c, schedules);
     }
     for (const Leftovers leftovers : {Leftovers::noise, Leftovers::nearest}) {
@@ -229,7 +229,7 @@ void test_mean_shift(int schedules) {
       Case c = base;
       c.ids = 1 << 20;
       c.run = 1;
-      c.pixels = 70;
+      c.pixels = 40;
       check(c, schedules);
     }
     for (const DType dtype : {DType::f32, DType::f64}) {  // distances that equal the bandwidth
@@ -243,7 +243,7 @@ void test_mean_shift(int schedules) {
     {  // no two points together, and centres that move far
       Case c = base;
       c.spread = 3;
-      c.pixels = 80;
+      c.pixels = 60;
       c.options.bandwidth = 0.5;
       check(c, schedules);
       c.options.bandwidth = 4;
@@ -256,7 +256,8 @@ void test_mean_shift(int schedules) {
     {  // too many instances
       Case c = base;
       c.clusters = 12;
-      c.pixels = all ? 150 : 500;
+      c.pixels = all ? 100 : 300;
+      c.run = 6;
       c.images = 2;
       c.options.min_size = 3;
       c.spare = -1;
@@ -265,9 +266,7 @@ void test_mean_shift(int schedules) {
       check(c, schedules);
     }
     for (const DType dtype : {DType::f32, DType::f64, DType::f16}) {
-      // Sums of near the largest double overflow: seeding "all" of the CPU kernel then loses modes.
-      const double largest = all ? 1e300 : 1.7e308;
-      const double huge = dtype == DType::f64 ? largest : dtype == DType::f32 ? 3e38 : 6e4;
+      const double huge = dtype == DType::f64 ? 1.7e308 : dtype == DType::f32 ? 3e38 : 6e4;
       Case c = base;
       c.dtype = dtype;
       c.images = 2;

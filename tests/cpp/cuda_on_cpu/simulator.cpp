@@ -1,6 +1,7 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -44,13 +45,15 @@ namespace instembed::cuda::simulator {
 namespace {
 
 constexpr size_t kStack = 256 * 1024;
+// Stacks begin at different places of a page: else the tops of all of them would want the same few
+// lines of the cache, and a change of stacks would cost more than all that the kernels do.
+constexpr size_t kColours = 61, kColour = 256;
 
 enum class State { ready, at_barrier, in_warp, done };  // ready: maybe by spin()
 
 struct Fiber {
-  ucontext_t context{};
   void* pointer = nullptr;  // of its stack, while it does not run
-  void* stack = nullptr;
+  char* stack = nullptr;
   State state = State::ready;
   int32_t epoch = 0;  // barriers passed
   int32_t step = 0;   // warp operations passed
@@ -59,17 +62,22 @@ struct Fiber {
   unsigned mask = 0;
   const char* operation = "";
   uint64_t value = 0;
-  Exchange exchange{};
+  int source = 0;
+  Given given{};
   bool vote = false;
   bool spun = false;  // it gave way to others, and may find that nothing has changed
   int votes = 0;
+#if !defined(INSTEMBED_OWN_SWITCH)
+  ucontext_t context{};
+#endif
 };
 
 // A block that runs, or waits beside others that do.
 struct Block {
   int64_t index = 0;
-  int first = 0;  // of its fibers
-  int stuck = 0;  // turns in which all its threads did was to look again
+  int first = 0;                  // of its fibers
+  int stuck = 0;                  // turns in which all its threads did was to look again
+  std::array<int, 32> in_warp{};  // threads of each warp that wait in an operation
   std::map<const void*, std::unique_ptr<Array>> arrays;
   std::map<int64_t, std::unique_ptr<Array>> dynamic_arrays;
 };
@@ -143,13 +151,15 @@ void entry() {
 
 void start(Fiber* fiber) {
   if (!fiber->stack) {
-    fiber->stack =
-        mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (fiber->stack == MAP_FAILED) fail("no memory for stacks");
+    static size_t made = 0;
+    constexpr size_t bytes = kStack + kColours * kColour;
+    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) fail("no memory for stacks");
+    fiber->stack = static_cast<char*>(memory) + made++ % kColours * kColour;
   }
 #if defined(INSTEMBED_OWN_SWITCH)
   // What instembed_switch pops: six registers, then where to go; above it a return address of none.
-  void** top = reinterpret_cast<void**>(static_cast<char*>(fiber->stack) + kStack);
+  void** top = reinterpret_cast<void**>(fiber->stack + kStack);
   *--top = nullptr;
   *--top = reinterpret_cast<void*>(entry);
   for (int k = 0; k < 6; ++k) *--top = nullptr;
@@ -188,28 +198,32 @@ bool release_barrier(const Block& block) {
 }
 
 // Lets the lanes of a mask go on if all of them are in the same operation.
-void release_warp(const Block& block, int thread) {
+void release_warp(Block* own, int thread) {
+  const Block& block = *own;
   const Fiber& asked = thread_of(block, thread);
   const int first = thread / 32 * 32;
-  Exchange all{};
+  const int wanted = asked.mask == 0xffffffffu ? 32 : __builtin_popcount(asked.mask);
+  int& waiting = own->in_warp[thread / 32];
+  if (++waiting < wanted) return;
+  unsigned votes = 0;
   for (int lane = 0; lane < 32; ++lane) {
     if (!(asked.mask >> lane & 1)) continue;
-    if (first + lane >= threads) {
-      fail(std::string(asked.operation) + ": " + describe(thread) + " names lane " +
-           std::to_string(lane) + ", which the block does not have");
-    }
     const Fiber& fiber = thread_of(block, first + lane);
     if (fiber.state != State::in_warp || fiber.mask != asked.mask) return;
-    if (std::strcmp(fiber.operation, asked.operation) != 0) return;
-    all.values[lane] = fiber.value;
+    if (fiber.operation != asked.operation && std::strcmp(fiber.operation, asked.operation) != 0) {
+      return;
+    }
+    votes |= (fiber.value != 0 ? 1u : 0u) << lane;
   }
   for (int lane = 0; lane < 32; ++lane) {
     if (!(asked.mask >> lane & 1)) continue;
     Fiber& fiber = thread_of(block, first + lane);
-    fiber.exchange = all;
+    const bool has = asked.mask >> fiber.source & 1;
+    fiber.given = {has ? thread_of(block, first + fiber.source).value : 0, votes};
     fiber.state = State::ready;
     ++fiber.step;
   }
+  waiting -= wanted;
 }
 
 // Nothing in the block can go on: says which thread waits for which.
@@ -269,7 +283,7 @@ Turn turn(int b) {
     fiber.spun = false;
     to_fiber(&fiber);
     went_on = went_on || !fiber.spun;
-    if (fiber.state == State::in_warp) release_warp(block, t);
+    if (fiber.state == State::in_warp) release_warp(&block, t);
   }
   return went_on ? Turn::went_on : Turn::spun;
 }
@@ -386,15 +400,20 @@ int barrier_count(bool value, const char* file, int line) {
 
 int lane() { return current % 32; }
 
-void warp(unsigned mask, const char* operation, uint64_t value, Exchange* all) {
+Given warp(unsigned mask, const char* operation, uint64_t value, int source) {
   if (!(mask >> lane() & 1)) fail(std::string(operation) + ": the lane is not in its own mask");
+  const int lanes = threads - current / 32 * 32;
+  if (lanes < 32 && mask >> lanes != 0) {
+    fail(std::string(operation) + ": the mask names lanes that the block does not have");
+  }
   Fiber& fiber = running();
   fiber.mask = mask;
   fiber.operation = operation;
   fiber.value = value;
+  fiber.source = source;
   fiber.state = State::in_warp;
   to_scheduler(false);
-  *all = fiber.exchange;
+  return fiber.given;
 }
 
 Array* shared_array(const void* key, const char* name, int64_t n, int64_t element) {

@@ -59,11 +59,13 @@ void spin();
 void barrier(const char* file, int line);
 int barrier_count(bool value, const char* file, int line);
 
-// A warp operation: every lane of `mask` brings a value and gets all of them.
-struct Exchange {
-  uint64_t values[32];
+// A warp operation: every lane of `mask` brings a value. What a lane gets: the value of lane
+// `source`, if that is in the mask, and the lanes whose value is not 0.
+struct Given {
+  uint64_t value = 0;
+  unsigned votes = 0;
 };
-void warp(unsigned mask, const char* operation, uint64_t value, Exchange* all);
+Given warp(unsigned mask, const char* operation, uint64_t value, int source = 0);
 int lane();
 
 // What is known of one element of shared memory.
@@ -206,13 +208,12 @@ T from_bits(uint64_t bits) {
 
 template <class T>
 T shuffle(unsigned mask, T value, int source, const char* operation) {
-  Exchange all;
-  warp(mask, operation, to_bits(value), &all);
+  const Given given = warp(mask, operation, to_bits(value), source);
   if (!(mask >> source & 1)) {
     fail(std::string(operation) + ": reads lane " + std::to_string(source) +
          ", which is not in the mask");
   }
-  return from_bits<T>(all.values[source]);
+  return from_bits<T>(given.value);
 }
 
 }  // namespace simulator
@@ -261,21 +262,14 @@ T __shfl_xor_sync(unsigned mask, T value, int other, int width = 32) {
 }
 
 inline unsigned __ballot_sync(unsigned mask, bool value) {
-  instembed::cuda::simulator::Exchange all;
-  instembed::cuda::simulator::warp(mask, "__ballot_sync", value, &all);
-  unsigned bits = 0;
-  for (int lane = 0; lane < 32; ++lane) {
-    if (mask >> lane & 1 && all.values[lane]) bits |= 1u << lane;
-  }
-  return bits;
+  return instembed::cuda::simulator::warp(mask, "__ballot_sync", value).votes;
 }
 
 inline bool __any_sync(unsigned mask, bool value) { return __ballot_sync(mask, value) != 0; }
 inline bool __all_sync(unsigned mask, bool value) { return __ballot_sync(mask, value) == mask; }
 
 inline void __syncwarp(unsigned mask = 0xffffffffu) {
-  instembed::cuda::simulator::Exchange all;
-  instembed::cuda::simulator::warp(mask, "__syncwarp", 0, &all);
+  instembed::cuda::simulator::warp(mask, "__syncwarp", 0);
 }
 
 inline void __threadfence() {}
