@@ -14,16 +14,4 @@ namespace instembed {
 INSTEMBED_INLINE float sqrt_lanes(float v) { return sqrtf(v); }
 INSTEMBED_INLINE double sqrt_lanes(double v) { return sqrt(v); }
 
-// Zero for what is negative; a NaN stays one.
-template <class V>
-INSTEMBED_INLINE V clamp_negative(const V& v) {
-  return v < 0 ? V{} : v;
-}
-
-// Zero where `by` is zero.
-template <class V>
-INSTEMBED_INLINE V keep_nonzero(const V& v, const V& by) {
-  return by == 0 ? V{} : v;
-}
-
 }  // namespace instembed

@@ -185,24 +185,6 @@ INSTEMBED_INLINE U spread_highest(const U& bits) {
   return U{} - (bits >> (8 * sizeof(bits[0]) - 1));
 }
 
-// v < 0 ? 0 : v, lane by lane: a NaN stays one.
-template <class V>
-INSTEMBED_INLINE V clamp_negative(const V& v) {
-  constexpr bool wide = sizeof(Lane<V>) == 8;
-  constexpr auto kInfinity = static_cast<Lane<Bits<V>>>(wide ? 0x7ff0000000000000u : 0x7f800000u);
-  constexpr auto kMagnitude = static_cast<Lane<Bits<V>>>(-1) >> 1;
-  const auto bits = reinterpret_cast<Bits<V>>(v);
-  const Bits<V> number = (bits & kMagnitude) - (kInfinity + 1);  // the highest bit: v is no NaN
-  return reinterpret_cast<V>(bits & ~spread_highest<Bits<V>>(bits & number));
-}
-
-// v in the lanes where `where` is not +0, 0 in the others.
-template <class V>
-INSTEMBED_INLINE V keep_nonzero(const V& v, const V& where) {
-  const auto bits = reinterpret_cast<Bits<V>>(where);
-  return keep(v, spread_highest<Bits<V>>(bits | (Bits<V>{} - bits)));
-}
-
 // True if any bit of any lane is set: of a comparison's result, say.
 template <class Mask>
 INSTEMBED_INLINE bool any_lane(const Mask& mask) {
@@ -210,14 +192,6 @@ INSTEMBED_INLINE bool any_lane(const Mask& mask) {
   int64_t any = 0;
   for (size_t k = 0; k < sizeof(Mask) / 8; ++k) any |= words[k];
   return any != 0;
-}
-
-// True if any lane is a number other than zero, of either sign, or NaN. By bits: a comparison of
-// vectors wider than the target's registers is taken apart lane by lane.
-template <class A>
-INSTEMBED_INLINE bool any_nonzero(const Vec<A>& v) {
-  constexpr auto kSign = static_cast<MaskLane<A>>(uint64_t{1} << (8 * sizeof(A) - 1));
-  return any_lane(reinterpret_cast<Vec<MaskLane<A>>>(v) & ~kSign);
 }
 
 }  // namespace instembed

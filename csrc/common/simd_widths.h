@@ -1,7 +1,7 @@
 // Functions for vectors as wide as the target's registers.
 //
-// A vector of 64 bytes lives in memory from one iteration of a loop to the next where registers are
-// narrower. Where sums that loops carry decide the speed, INSTEMBED_SIMD_WIDTHS(signature, body)
+// GCC keeps a vector of 64 bytes in memory where registers are narrower. Where that decides the
+// speed, INSTEMBED_SIMD_WIDTHS(signature, body)
 // defines the function once for each target, and the body finds its target's width in kBytes.
 #pragma once
 
@@ -27,6 +27,19 @@
 #endif
 
 namespace instembed {
+
+// One register of kBytes.
+template <class A, int kBytes>
+using Register = vector_t<A, kBytes / static_cast<int>(sizeof(A))>;
+
+template <class V>
+constexpr int kLanesOf = sizeof(V) / sizeof(Lane<V>);
+
+// All bits set in the first `count` lanes.
+template <class V>
+INSTEMBED_INLINE auto first_of(int64_t count) {
+  return first_lanes<Lane<V>, vector_t<MaskLane<Lane<V>>, kLanesOf<V>>>(count);
+}
 
 // A Vec<double> of sums in registers of kBytes: its total is that of the Vec, to the last bit.
 template <int kBytes>

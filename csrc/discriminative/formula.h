@@ -32,7 +32,10 @@ INSTEMBED_INLINE V finish_norm(const V& sum) {
 // hinge * d|v|/dv = slope * direction(v), with subgradient 0 at zero distance.
 template <int norm, class V>
 INSTEMBED_INLINE V slope(const V& hinge, const V& distance) {
-  if constexpr (norm == 2) return distance == 0 ? V{} : hinge / distance;
+  if constexpr (norm == 2) {
+    const V quotient = hinge / distance;  // by all lanes, whatever the distance: no branch
+    return distance == 0 ? V{} : quotient;
+  }
   return hinge;
 }
 

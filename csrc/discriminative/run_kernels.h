@@ -14,18 +14,6 @@
 namespace instembed::discriminative {
 namespace {
 
-template <class A, int kBytes>
-using Register = vector_t<A, kBytes / static_cast<int>(sizeof(A))>;
-
-template <class V>
-constexpr int kWidth = sizeof(V) / sizeof(Lane<V>);
-
-// All bits set in the first `count` lanes.
-template <class V>
-INSTEMBED_INLINE auto first_of(int64_t count) {
-  return first_lanes<Lane<V>, vector_t<MaskLane<Lane<V>>, kWidth<V>>>(count);
-}
-
 // Runs body with the number of channels as a constant where it is a usual one.
 template <class Body>
 INSTEMBED_INLINE void with_channels(int64_t channels, Body&& body) {
@@ -61,7 +49,7 @@ struct ChannelVectors<V, 0> {
 template <int fixed, class V>
 INSTEMBED_INLINE void add_sums(ChannelVectors<V, fixed>& vectors, int64_t channels, double* row) {
   if constexpr (fixed > 0) {
-    add_lane_sums<Lane<V>, fixed, kWidth<V>>(&vectors[0], row);
+    add_lane_sums<Lane<V>, fixed, kLanesOf<V>>(&vectors[0], row);
   } else {
     for (int64_t d = 0; d < channels; ++d) row[d] += sum_lanes(vectors[d]);
   }
@@ -71,7 +59,7 @@ template <class V, int fixed, class A>
 INSTEMBED_INLINE void sum_runs_body(const PlanarTile<A>& tile, const TileCode& code,
                                     int64_t channels, int64_t padded, double* sums,
                                     VecSlot<A>* spare) {
-  constexpr int W = kWidth<V>;
+  constexpr int W = kLanesOf<V>;
   const int64_t count = fixed ? fixed : channels;
   code.for_each_run([&](int start, int length, int32_t slot) __attribute__((always_inline)) {
     if (slot < 0) return tile.prefetch(start, length, count);
@@ -95,7 +83,7 @@ template <class V, int norm, int fixed, class A>
 INSTEMBED_INLINE void spread_runs_body(const PlanarTile<A>& tile, const TileCode& code, A delta,
                                        const Tables<A>& tables, const Spread<A>& spread,
                                        VecSlot<A>* spare) {
-  constexpr int W = kWidth<V>;
+  constexpr int W = kLanesOf<V>;
   const int64_t count = fixed ? fixed : tables.channels;
   code.for_each_run([&](int start, int length, int32_t slot) __attribute__((always_inline)) {
     if (slot < 0) return tile.prefetch(start, length, count);
@@ -137,7 +125,7 @@ template <class V, int norm, int fixed, class A>
 INSTEMBED_INLINE void gradient_runs_body(const PlanarTile<A>& tile, const TileCode& code, A delta,
                                          const Tables<A>& tables, const GradientTables<A>& gradient,
                                          A* out, int64_t out_stride, VecSlot<A>* spare) {
-  constexpr int W = kWidth<V>;
+  constexpr int W = kLanesOf<V>;
   const int64_t count = fixed ? fixed : tables.channels;
   code.for_each_run([&](int start, int length, int32_t slot) __attribute__((always_inline)) {
     const int end = start + length;
@@ -177,7 +165,7 @@ template <class V, int norm, int fixed, class A>
 INSTEMBED_INLINE void repel_body(const A* rows, int64_t from, int64_t to, const A* planar,
                                  int64_t stride, const Tables<A>& tables, A margin, double* total,
                                  double* grads, VecSlot<A>* spare) {
-  constexpr int W = kWidth<V>;
+  constexpr int W = kLanesOf<V>;
   constexpr int64_t kStretch = 64 * W;  // means whose shares are added up in type A
   const int64_t count = tables.instances, channels = fixed ? fixed : tables.channels;
   ChannelVectors<V, fixed> difference(spare), push(spare + channels);
@@ -211,7 +199,7 @@ INSTEMBED_INLINE void repel_body(const A* rows, int64_t from, int64_t to, const 
 template <class V, int norm, class A>
 INSTEMBED_INLINE void push_body(const PlanarTile<A>& tile, int start, int length,
                                 const Tables<A>& tables, const Push<A>& push, VecSlot<A>* spare) {
-  constexpr int W = kWidth<V>;
+  constexpr int W = kLanesOf<V>;
   ChannelVectors<V, 0> difference(spare), own(spare + tables.channels);
   for (int i = start; i < start + length; i += W) {
     const int lanes = std::min<int>(W, start + length - i);

@@ -66,23 +66,25 @@ INSTEMBED_INLINE void for_each_member(const TileCode& code, const int32_t* slots
   });
 }
 
-template <int lines, class A>
+template <int lines, int kBytes, class A>
 INSTEMBED_INLINE void sum_lines_body(const PlanarTile<A>& tile, const TileCode& code,
                                      double* sums) {
+  using V = Register<A, kBytes>;
+  constexpr int W = kLanesOf<V>;
   for_each_member_run(code, [&](int start, int end, int32_t slot) __attribute__((always_inline)) {
-    Vec<A> totals[lines] = {};
+    V totals[lines] = {};
     int i = start;
-    for (; i + kLanes<A> <= end; i += kLanes<A>) {
-      for (int d = 0; d < lines; ++d) totals[d] += load<Vec<A>>(tile.row(d) + i);
+    for (; i + W <= end; i += W) {
+      for (int d = 0; d < lines; ++d) totals[d] += load<V>(tile.row(d) + i);
     }
     if (i < end) {
-      const auto rest = first_lanes<A>(end - i);
-      for (int d = 0; d < lines; ++d) totals[d] += keep(load<Vec<A>>(tile.row(d) + i), rest);
+      const auto rest = first_of<V>(end - i);
+      for (int d = 0; d < lines; ++d) totals[d] += keep(load<V>(tile.row(d) + i), rest);
     }
     if constexpr (lines == 1) {
       sums[slot * kWidth] += sum_lanes(totals[0]);
     } else {
-      add_lane_sums<A, lines>(totals, sums + slot * kWidth);
+      add_lane_sums<A, lines, W>(totals, sums + slot * kWidth);
     }
   });
 }
@@ -145,42 +147,22 @@ INSTEMBED_INLINE auto may_beat(const V& values, const V& best) {
 // Lines whose maxima registers hold.
 constexpr int kSide = 4;
 
-// A Vec as registers of the target.
-template <class A, int kBytes>
-struct Parts {
-  static constexpr int count = 64 / kBytes, lanes = kLanes<A> / count;
-  using V = vector_t<A, lanes>;
-  using Mask = vector_t<MaskLane<A>, lanes>;
-};
-
-// Where the mask of so many first lanes of a Vec lies.
-template <class A>
-INSTEMBED_INLINE const MaskLane<A>* mask_of_first(int count) {
-  return mask_table<A>.values + kLanes<A> - std::clamp(count, 0, kLanes<A>);
-}
-
 // A maximum is seldom beaten: only where it may be, a line's run is looked at closely.
 template <int side, int kBytes, class A>
 INSTEMBED_INLINE void max_run(const PlanarTile<A>& tile, int start, int end, int64_t first,
                               const Maxima<A>& maxima) {
-  using P = Parts<A, kBytes>;
-  using V = typename P::V;
+  using V = Register<A, kBytes>;
+  constexpr int W = kLanesOf<V>;
   V best[side];
-  vector_t<Bits<A>, P::lanes> signs[side] = {};
+  vector_t<Bits<A>, W> signs[side] = {};
   for (int d = 0; d < side; ++d) best[d] = maxima.best[d] - V{};
   int i = start;
-  for (; i + kLanes<A> <= end; i += kLanes<A>) {
-    for (int d = 0; d < side; ++d) {
-      for (int k = 0; k < P::count; ++k)
-        signs[d] |= may_beat<A>(load<V>(tile.row(d) + i + k * P::lanes), best[d]);
-    }
+  for (; i + W <= end; i += W) {
+    for (int d = 0; d < side; ++d) signs[d] |= may_beat<A>(load<V>(tile.row(d) + i), best[d]);
   }
-  const MaskLane<A>* rest = mask_of_first<A>(end - i);
+  const auto rest = first_of<V>(end - i);
   for (int d = 0; d < side; ++d) {
-    for (int k = 0; k < P::count && i < end; ++k) {
-      signs[d] |= keep(may_beat<A>(load<V>(tile.row(d) + i + k * P::lanes), best[d]),
-                       load<typename P::Mask>(rest + k * P::lanes));
-    }
+    if (i < end) signs[d] |= keep(may_beat<A>(load<V>(tile.row(d) + i), best[d]), rest);
     if (any_lane(signs[d] & kSign<A>)) offer_run(tile.row(d), start, end, first, maxima + d);
   }
 }
@@ -231,7 +213,7 @@ INSTEMBED_INLINE void max_rows_body(const T* pixels, int64_t stride, int64_t wid
 }
 
 // The row of a pixel's instance to each of the lines; `none` is the slot of pixels of no instance.
-template <int lines, class U>
+template <int lines, int kBytes, class U>
 INSTEMBED_INLINE void fill_lines_body(U* tile, int64_t stride, const TileCode& code,
                                       const int32_t* slots, int n, const U* table, int64_t none) {
   if (slots) {
@@ -242,12 +224,13 @@ INSTEMBED_INLINE void fill_lines_body(U* tile, int64_t stride, const TileCode& c
   }
   code.for_each_run([&](int start, int length, int32_t slot) __attribute__((always_inline)) {
     const U* row = table + (slot < 0 ? none : slot) * kWidth;
-    Vec<U> values[lines];
-    for (int d = 0; d < lines; ++d) values[d] = splat(row[d]);
+    using V = Register<U, kBytes>;
+    V values[lines];
+    for (int d = 0; d < lines; ++d) values[d] = row[d] - V{};
     // Whole vectors are stored while they stay in the tile: what runs over into the next run is
     // overwritten by it.
     int i = start;
-    for (; i < start + length && i + kLanes<U> <= n; i += kLanes<U>) {
+    for (; i < start + length && i + kLanesOf<V> <= n; i += kLanesOf<V>) {
       for (int d = 0; d < lines; ++d) store(tile + d * stride + i, values[d]);
     }
     for (; i < start + length; ++i) {
@@ -257,18 +240,17 @@ INSTEMBED_INLINE void fill_lines_body(U* tile, int64_t stride, const TileCode& c
 }
 
 // The kernels as functions of their own, one a target (common/simd.h).
-#define INSTEMBED_LINE_KERNELS(A)                                                               \
-  INSTEMBED_SIMD void sum_lines(const PlanarTile<A>& tile, int lines, const TileCode& code,     \
-                                double* table) {                                                \
-    for_each_group(lines, [&](int d, auto width) __attribute__((always_inline)) {               \
-      sum_lines_body<width>(lines_from(tile, d), code, table + d);                              \
-    });                                                                                         \
-  }                                                                                             \
-  INSTEMBED_SIMD_WIDTHS(                                                                        \
-      void max_lines(const PlanarTile<A>& tile, int lines, const TileCode& code, int64_t first, \
-                     const Maxima<A>& table),                                                   \
-      for_each_group(lines, [&](int d, auto width) __attribute__((always_inline)) {             \
-        max_lines_body<width, kBytes>(lines_from(tile, d), code, first, table + d);             \
+#define INSTEMBED_LINE_KERNELS(A)                                                                \
+  INSTEMBED_SIMD_WIDTHS(                                                                         \
+      void sum_lines(const PlanarTile<A>& tile, int lines, const TileCode& code, double* table), \
+      for_each_group(lines, [&](int d, auto width) __attribute__((always_inline)) {              \
+        sum_lines_body<width, kBytes>(lines_from(tile, d), code, table + d);                     \
+      }))                                                                                        \
+  INSTEMBED_SIMD_WIDTHS(                                                                         \
+      void max_lines(const PlanarTile<A>& tile, int lines, const TileCode& code, int64_t first,  \
+                     const Maxima<A>& table),                                                    \
+      for_each_group(lines, [&](int d, auto width) __attribute__((always_inline)) {              \
+        max_lines_body<width, kBytes>(lines_from(tile, d), code, first, table + d);              \
       }))
 
 INSTEMBED_LINE_KERNELS(float)
@@ -298,13 +280,14 @@ INSTEMBED_ROW_KERNELS(BFloat16)
 INSTEMBED_ROW_KERNELS(float)
 INSTEMBED_ROW_KERNELS(double)
 
-#define INSTEMBED_FILL_KERNEL(U)                                                              \
-  INSTEMBED_SIMD void fill_lines(U* tile, int64_t stride, int lines, const TileCode& code,    \
-                                 const int32_t* slots, int n, const U* table, int64_t none) { \
-    for_each_group(lines, [&](int d, auto width) __attribute__((always_inline)) {             \
-      fill_lines_body<width>(tile + d * stride, stride, code, slots, n, table + d, none);     \
-    });                                                                                       \
-  }
+#define INSTEMBED_FILL_KERNEL(U)                                                             \
+  INSTEMBED_SIMD_WIDTHS(                                                                     \
+      void fill_lines(U* tile, int64_t stride, int lines, const TileCode& code,              \
+                      const int32_t* slots, int n, const U* table, int64_t none),            \
+      for_each_group(lines, [&](int d, auto width) __attribute__((always_inline)) {          \
+        fill_lines_body<width, kBytes>(tile + d * stride, stride, code, slots, n, table + d, \
+                                       none);                                                \
+      }))
 
 INSTEMBED_FILL_KERNEL(uint16_t)
 INSTEMBED_FILL_KERNEL(uint32_t)
