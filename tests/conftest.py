@@ -4,6 +4,7 @@ import importlib.util
 
 import pytest
 import torch
+from torch.library import Library
 
 import instembed
 from instembed import _native, _ops
@@ -26,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
     simulated = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(simulated)
     _native.cuda_core = lambda: simulated
-    library = torch.library.Library("instembed", "IMPL")
+    library = Library("instembed", "IMPL")
     for name, function in _ops.cuda_kernels.items():
         library.impl(name, function, "CPU", allow_override=True)
     config.simulated_library = library  # as long as it lives

@@ -323,7 +323,7 @@ def test_same_bits_on_any_number_of_threads(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("kind", ["exp", "hinge"])
 @pytest.mark.parametrize("dimensions", [1, 3])
 def test_gradcheck(kind: str, dimensions: int) -> None:
-    tags, keypoints, visible = people(dimensions=dimensions, size=(2, 3), dtype=torch.float64)
+    tags, keypoints, visible = people(dimensions=dimensions, size=(3, 4), dtype=torch.float64)
     options = {"kind": kind, "margin": 2.0, "reduction": "none"}
     found, counts = gather(tags, keypoints, visible)
     for leaf, places, flags in ((tags, keypoints, visible), (found, None, counts)):

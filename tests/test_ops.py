@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.library import opcheck
 
 import instembed
 from instembed import reference
@@ -75,7 +76,7 @@ def test_op_has_a_docs_page(op: str) -> None:
 def test_opcheck(op: str, index: int) -> None:
     arguments = cases.OPCHECK[op][index]()
     overload = getattr(torch.ops.instembed, op.removeprefix("instembed::")).default
-    torch.library.opcheck(overload, arguments)
+    opcheck(overload, arguments)
 
 
 @pytest.mark.parametrize(

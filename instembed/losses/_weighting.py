@@ -21,7 +21,7 @@ def weighted_loss(terms: Tensor, weights: Sequence[float], reduction: Reduction)
             by_image = by_image + terms[:, k] * weights[k]
         return reduced(by_image, reduction)
     # Not a matrix product: autocast would take it in 16 bits.
-    return reduced(terms * torch.tensor(weights, dtype=terms.dtype), reduction)
+    return reduced(terms * torch.tensor(weights, dtype=terms.dtype, device=terms.device), reduction)
 
 
 def reduced(losses: Tensor, reduction: Reduction) -> Tensor:
