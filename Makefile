@@ -31,7 +31,7 @@ simulator: $(VENV)/test ## CUDA kernels on the CPU: every kernel under 20 random
 	$(VENV)/bin/cmake --build build/simulator --target simulated_kernels simulated_core
 	build/simulator/simulated_kernels 20 mean_shift & grouping=$$!; \
 	  build/simulator/simulated_kernels 20 simulator discriminative label_statistics && \
-	  $(RUN) -m pytest tests/test_cuda.py --simulated-core build/simulator/simulated_core*.so && wait $$grouping
+	  $(RUN) -m pytest tests/test_cuda*.py --simulated-core build/simulator/simulated_core*.so && wait $$grouping
 
 cuda: $(VENV)/test ## CUDA kernels compiled for ARCHITECTURES (all-major: those of a wheel); no spills, no local memory
 	@command -v nvcc > /dev/null || { echo '*** nvcc was not found: THE CUDA KERNELS WERE NOT COMPILED ***'; exit 0; }; \

@@ -49,3 +49,16 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["simulated", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Where the CUDA kernels run: on the simulated device, whose tensors are the CPU's, and on a GPU."""
+    simulated = request.config.getoption("--simulated-core") is not None
+    if request.param == "simulated":
+        if not simulated:
+            pytest.skip("needs --simulated-core (make simulator)")
+        return "cpu"
+    if simulated or not instembed.cuda_available():
+        pytest.skip("needs a GPU")
+    return "cuda"

@@ -19,18 +19,6 @@ from instembed._arguments import INTEGER
 from tests.comparing import assert_close
 
 
-@pytest.fixture(params=["simulated", pytest.param("cuda", marks=pytest.mark.cuda)])
-def device(request: pytest.FixtureRequest) -> str:
-    simulated = request.config.getoption("--simulated-core") is not None
-    if request.param == "simulated":
-        if not simulated:
-            pytest.skip("needs --simulated-core (make simulator)")
-        return "cpu"
-    if simulated or not instembed.cuda_available():
-        pytest.skip("needs a GPU")
-    return "cuda"
-
-
 def labels_of_blocks(*shape: int, ids: int = 6, size: int = 4) -> Tensor:
     coarse = torch.randint(0, ids, [(n + size - 1) // size for n in shape[1:]])
     for axis in range(coarse.dim()):
