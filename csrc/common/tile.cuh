@@ -8,9 +8,7 @@
 #include "common/dtype.h"
 #include "common/images.cuh"
 
-namespace instembed::discriminative {
-
-using namespace cuda;
+namespace instembed::cuda {
 
 constexpr int kThreads = 256;
 constexpr int kPiece = kWarp;        // pixels whose sums one thread takes
@@ -134,4 +132,4 @@ __device__ __forceinline__ void store_tile(T* first, const Strides& strides, int
   }
 }
 
-}  // namespace instembed::discriminative
+}  // namespace instembed::cuda
