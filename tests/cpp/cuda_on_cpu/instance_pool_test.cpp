@@ -157,6 +157,10 @@ void test_instance_pool(int schedules) {
   few.run = 300;
   few.pixels = 5000;
   check(few, schedules);
+  Case wide;  // several tiles a block
+  wide.channels = 200;
+  wide.pixels = 1500;
+  check(wide, schedules);
   Case none;
   none.ids = 0;
   check(none, schedules);
