@@ -347,7 +347,7 @@ def _terms_backward_cpu(
 def _cuda_capacity(embeddings: Tensor, offsets: Tensor | None, max_instances: int | None) -> int:
     """Instances an image; no more than one has pixels."""
     pixels = embeddings.numel() // embeddings.shape[1]
-    largest = pixels if offsets is not None else pixels // max(embeddings.shape[0], 1)
+    largest = pixels // (1 if offsets is not None else max(number_of_images(embeddings, None), 1))
     return max(min(cuda_capacity(embeddings, offsets, max_instances), largest), 1)
 
 
