@@ -46,6 +46,22 @@ def discriminative_backward_cuda(
     *,
     stream: int,
 ) -> None: ...
+def gather_at_forward_cuda(
+    features: Array, points: Array, valid: Array | None, values: Array, *, linear: bool, stream: int
+) -> None: ...
+def gather_at_cuda_workspace(features: Array, points: Array, valid: Array | None, *, linear: bool) -> int: ...
+def gather_at_backward_cuda(
+    grad_values: Array,
+    features: Array,
+    points: Array,
+    valid: Array | None,
+    grad_features: Array | None,
+    grad_points: Array | None,
+    workspace: Array,
+    *,
+    linear: bool,
+    stream: int,
+) -> None: ...
 def instance_pool_workspace(features: Array, offsets: Array | None, reduce: Reduce, capacity: int) -> int: ...
 def instance_pool_cuda(
     features: Array,

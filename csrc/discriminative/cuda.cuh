@@ -349,12 +349,6 @@ __global__ void __launch_bounds__(kThreads)
 // ---------------------------------------------------------------------------------------------------------
 // Pairs of means: a warp an instance goes over the others in order.
 
-__device__ __forceinline__ double warp_sum(double value) {
-  for (int other = kWarp / 2; other > 0; other /= 2)
-    value += __shfl_xor_sync(kAllLanes, value, other);
-  return value;
-}
-
 template <class A>
 __device__ __forceinline__ double warp_distance(const Rule& rule, const A* a, const A* b,
                                                 int channels, int lane) {

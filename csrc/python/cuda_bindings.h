@@ -6,6 +6,7 @@
 
 #include "common/cuda_devices.h"
 #include "discriminative/cuda.h"
+#include "gather_at/cuda.h"
 #include "instance_pool/cuda.h"
 #include "label_statistics/cuda.h"
 #include "mean_shift/cuda.h"
@@ -52,6 +53,42 @@ inline void bind_discriminative_cuda(py::module_& module) {
       py::arg("embeddings"), py::arg("offsets"), py::arg("options"), py::arg("grad_terms"),
       py::arg("images"), py::arg("counts"), py::arg("vectors"), py::arg("slots"), py::arg("grad"),
       py::arg("workspace"), py::kw_only(), py::arg("stream"));
+}
+
+inline void bind_gather_at_cuda(py::module_& module) {
+  using namespace gather_at;
+  using OptionalArray = std::optional<Array>;
+
+  module.def(
+      "gather_at_forward_cuda",
+      [](const Array& features, const Array& points, const OptionalArray& valid,
+         const Array& values, bool linear, int64_t stream) {
+        const py::gil_scoped_release release;
+        forward_cuda(features, {points, valid ? &*valid : nullptr, linear}, values, stream);
+      },
+      py::arg("features"), py::arg("points"), py::arg("valid"), py::arg("values"), py::kw_only(),
+      py::arg("linear"), py::arg("stream"));
+
+  module.def(
+      "gather_at_cuda_workspace",
+      [](const Array& features, const Array& points, const OptionalArray& valid, bool linear) {
+        return cuda_workspace(features, {points, valid ? &*valid : nullptr, linear});
+      },
+      py::arg("features"), py::arg("points"), py::arg("valid"), py::kw_only(), py::arg("linear"));
+
+  module.def(
+      "gather_at_backward_cuda",
+      [](const Array& grad_values, const Array& features, const Array& points,
+         const OptionalArray& valid, const OptionalArray& grad_features,
+         const OptionalArray& grad_points, const Array& workspace, bool linear, int64_t stream) {
+        const py::gil_scoped_release release;
+        backward_cuda(grad_values, features, {points, valid ? &*valid : nullptr, linear},
+                      grad_features ? &*grad_features : nullptr,
+                      grad_points ? &*grad_points : nullptr, workspace, stream);
+      },
+      py::arg("grad_values"), py::arg("features"), py::arg("points"), py::arg("valid"),
+      py::arg("grad_features"), py::arg("grad_points"), py::arg("workspace"), py::kw_only(),
+      py::arg("linear"), py::arg("stream"));
 }
 
 inline void bind_instance_pool_cuda(py::module_& module) {
@@ -174,6 +211,7 @@ inline void bind_mean_shift_cuda(py::module_& module) {
 inline void bind_cuda(py::module_& module) {
   module.def("cuda_device_count", &cuda::visible_devices);
   bind_discriminative_cuda(module);
+  bind_gather_at_cuda(module);
   bind_instance_pool_cuda(module);
   bind_label_statistics_cuda(module);
   bind_mean_shift_cuda(module);
