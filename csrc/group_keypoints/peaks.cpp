@@ -4,7 +4,7 @@
 #include <limits>
 #include <memory>
 
-#include "common/simd.h"
+#include "common/simd_widths.h"
 
 namespace instembed::group_keypoints {
 namespace {
@@ -30,10 +30,10 @@ struct Plane {
 
 // Rows [top, bottom) of the plane, one tile high, have been read: adds what is around them, and
 // says how high each tile is.
-template <class A>
+template <int kBytes, class A>
 INSTEMBED_INLINE void survey_body(Plane<A>* plane, int64_t top, int64_t bottom, double* highest) {
-  using V = Vec<A>;
-  const V nothing = static_cast<A>(kNothing) - V{};
+  using V = Register<A, kBytes>;
+  const V nothing = splat_as<V>(static_cast<A>(kNothing));
   for (int64_t y = top; y < bottom; ++y) {
     A* row = plane->row(y);
     for (int64_t x = 1; x <= plane->margin; ++x) row[-x] = static_cast<A>(kNothing);
@@ -44,7 +44,7 @@ INSTEMBED_INLINE void survey_body(Plane<A>* plane, int64_t top, int64_t bottom, 
   for (int64_t x = 0; x < plane->width; x += kTileColumns) {
     V most = nothing;
     for (int64_t y = top; y < bottom; ++y) {
-      for (A* at = plane->row(y) + x; at < plane->row(y) + x + kTileColumns; at += kLanes<A>) {
+      for (A* at = plane->row(y) + x; at < plane->row(y) + x + kTileColumns; at += kLanesOf<V>) {
         V v = load<V>(at);
         v = v - v == V{} ? v : nothing;
         store(at, v);
@@ -52,28 +52,27 @@ INSTEMBED_INLINE void survey_body(Plane<A>* plane, int64_t top, int64_t bottom, 
       }
     }
     A best = most[0];
-    for (int lane = 1; lane < kLanes<A>; ++lane) best = std::max<A>(best, most[lane]);
+    for (int lane = 1; lane < kLanesOf<V>; ++lane) best = std::max<A>(best, most[lane]);
     *highest++ = best;
   }
 }
 
-INSTEMBED_SIMD void survey(Plane<float>* plane, int64_t top, int64_t bottom, double* highest) {
-  survey_body(plane, top, bottom, highest);
-}
-INSTEMBED_SIMD void survey(Plane<double>* plane, int64_t top, int64_t bottom, double* highest) {
-  survey_body(plane, top, bottom, highest);
-}
+INSTEMBED_SIMD_WIDTHS(void survey(Plane<float>* plane, int64_t top, int64_t bottom,
+                                  double* highest),
+                      survey_body<kBytes>(plane, top, bottom, highest))
+INSTEMBED_SIMD_WIDTHS(void survey(Plane<double>* plane, int64_t top, int64_t bottom,
+                                  double* highest),
+                      survey_body<kBytes>(plane, top, bottom, highest))
 
 // A peak is higher than all before it in its window, and as high as all after it. A vector of
 // pixels is compared with the same vector shifted to each place of the window, until no lane can be
 // a peak: mostly that is before the first.
-template <class A>
+template <class V, class A>
 INSTEMBED_INLINE void find_in_vector(const Plane<A>& plane, int64_t y, int64_t x, A threshold,
                                      int64_t rows, int64_t columns, std::vector<Peak>* peaks) {
-  using V = Vec<A>;
   const A* at = plane.row(y) + x;
   const V v = load<V>(at);
-  Vec<MaskLane<A>> peak = v > splat(threshold);
+  auto peak = v > splat_as<V>(threshold);
   for (int64_t step = 0; step <= 2 * rows && any_lane(peak); ++step) {
     const int64_t dy = step % 2 ? (step + 1) / 2 : -step / 2;  // the nearest rows first
     if (y + dy < 0 || y + dy >= plane.height) continue;
@@ -83,35 +82,34 @@ INSTEMBED_INLINE void find_in_vector(const Plane<A>& plane, int64_t y, int64_t x
     for (int64_t dx = first_after; dx <= columns; ++dx) peak &= v >= load<V>(other + dx);
   }
   if (!any_lane(peak)) return;
-  for (int lane = 0; lane < kLanes<A>; ++lane) {
+  for (int lane = 0; lane < kLanesOf<V>; ++lane) {
     if (peak[lane]) peaks->push_back({v[lane], y * plane.width + x + lane});
   }
 }
 
-template <class A>
+template <int kBytes, class A>
 INSTEMBED_INLINE void find_body(const Plane<A>& plane, const double* highest, A threshold,
                                 int64_t rows, int64_t columns, std::vector<Peak>* peaks) {
+  using V = Register<A, kBytes>;
   for (int64_t top = 0; top < plane.height; top += kTileRows) {
     const int64_t bottom = std::min(top + kTileRows, plane.height);
     for (int64_t left = 0; left < plane.width; left += kTileColumns) {
       if (!(*highest++ > threshold)) continue;
       for (int64_t y = top; y < bottom; ++y) {
-        for (int64_t x = left; x < left + kTileColumns; x += kLanes<A>) {
-          find_in_vector(plane, y, x, threshold, rows, columns, peaks);
+        for (int64_t x = left; x < left + kTileColumns; x += kLanesOf<V>) {
+          find_in_vector<V>(plane, y, x, threshold, rows, columns, peaks);
         }
       }
     }
   }
 }
 
-INSTEMBED_SIMD void find(const Plane<float>& plane, const double* highest, float threshold,
-                         int64_t rows, int64_t columns, std::vector<Peak>* peaks) {
-  find_body(plane, highest, threshold, rows, columns, peaks);
-}
-INSTEMBED_SIMD void find(const Plane<double>& plane, const double* highest, double threshold,
-                         int64_t rows, int64_t columns, std::vector<Peak>* peaks) {
-  find_body(plane, highest, threshold, rows, columns, peaks);
-}
+INSTEMBED_SIMD_WIDTHS(void find(const Plane<float>& plane, const double* highest, float threshold,
+                                int64_t rows, int64_t columns, std::vector<Peak>* peaks),
+                      find_body<kBytes>(plane, highest, threshold, rows, columns, peaks))
+INSTEMBED_SIMD_WIDTHS(void find(const Plane<double>& plane, const double* highest, double threshold,
+                                int64_t rows, int64_t columns, std::vector<Peak>* peaks),
+                      find_body<kBytes>(plane, highest, threshold, rows, columns, peaks))
 
 // The largest A that is not above the threshold: no A lies between the two.
 template <class A>

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "common/simd.h"
+#include "common/simd_widths.h"
 #include "group_keypoints/tags.h"
 
 namespace instembed::group_keypoints {
@@ -13,7 +13,6 @@ namespace {
 
 constexpr double kNothing = -std::numeric_limits<double>::infinity();
 constexpr int64_t kTilePixels = kTileRows * kTileColumns;
-using V = Vec<double>;
 
 // A tile of a heatmap and of its tags, as they are, NaN beyond the map's edges.
 struct Tile {
@@ -23,7 +22,7 @@ struct Tile {
 };
 
 // |tags - tag| of some pixels; NaN where a tag is not finite.
-template <bool one>
+template <class V, bool one>
 INSTEMBED_INLINE V distances(const double* from, const double* tag, int64_t dims) {
   if constexpr (one) {  // the root of a square, without taking either
     const V tags = load<V>(from), difference = tags - tag[0];
@@ -39,29 +38,30 @@ INSTEMBED_INLINE V distances(const double* from, const double* tag, int64_t dims
 }
 
 // The least distance in a tile. Comparisons are such that NaN is never taken.
-template <bool one>
+template <class V, bool one>
 INSTEMBED_INLINE double nearest_body(const Tile& tile, const double* tag, int64_t dims) {
-  V least = splat(std::numeric_limits<double>::infinity()), other = least;
-  for (int64_t i = 0; i < kTilePixels; i += 2 * kLanes<double>) {  // two chains of comparisons
-    const V here = distances<one>(tile.tags.data() + i, tag, dims);
-    const V next = distances<one>(tile.tags.data() + i + kLanes<double>, tag, dims);
+  constexpr int L = kLanesOf<V>;
+  V least = splat_as<V>(std::numeric_limits<double>::infinity()), other = least;
+  for (int64_t i = 0; i < kTilePixels; i += 2 * L) {  // two chains of comparisons
+    const V here = distances<V, one>(tile.tags.data() + i, tag, dims);
+    const V next = distances<V, one>(tile.tags.data() + i + L, tag, dims);
     least = here < least ? here : least;
     other = next < other ? next : other;
   }
   least = other < least ? other : least;
   double nearest = least[0];
-  for (int lane = 1; lane < kLanes<double>; ++lane) nearest = std::min(nearest, least[lane]);
+  for (int lane = 1; lane < L; ++lane) nearest = std::min(nearest, least[lane]);
   return nearest;
 }
 
 // heat - round(|tags - tag|) of a tile's pixels, and the largest of them.
-template <bool one>
+template <class V, bool one>
 INSTEMBED_INLINE double rate_body(const Tile& tile, const double* tag, int64_t dims,
                                   double* rates) {
-  const V far = splat(kFar);
-  V most = splat(kNothing);
-  for (int64_t i = 0; i < kTilePixels; i += kLanes<double>) {
-    V distance = distances<one>(tile.tags.data() + i, tag, dims);
+  const V far = splat_as<V>(kFar);
+  V most = splat_as<V>(kNothing);
+  for (int64_t i = 0; i < kTilePixels; i += kLanesOf<V>) {
+    V distance = distances<V, one>(tile.tags.data() + i, tag, dims);
     distance = distance > far ? far : distance;
     const V heat = load<V>(tile.heat.data() + i);
     const V rate = (heat - rounded(distance)) + (heat - heat);
@@ -69,18 +69,18 @@ INSTEMBED_INLINE double rate_body(const Tile& tile, const double* tag, int64_t d
     most = rate > most ? rate : most;
   }
   double best = most[0];
-  for (int lane = 1; lane < kLanes<double>; ++lane) best = std::max(best, most[lane]);
+  for (int lane = 1; lane < kLanesOf<V>; ++lane) best = std::max(best, most[lane]);
   return best;
 }
 
-INSTEMBED_SIMD double nearest(const Tile& tile, const double* tag, int64_t dims) {
-  return dims == 1 ? nearest_body<true>(tile, tag, 1) : nearest_body<false>(tile, tag, dims);
-}
-
-INSTEMBED_SIMD double rate(const Tile& tile, const double* tag, int64_t dims, double* rates) {
-  return dims == 1 ? rate_body<true>(tile, tag, 1, rates)
-                   : rate_body<false>(tile, tag, dims, rates);
-}
+INSTEMBED_SIMD_WIDTHS(double nearest(const Tile& tile, const double* tag, int64_t dims),
+                      using V = Register<double, kBytes>;
+                      return dims == 1 ? nearest_body<V, true>(tile, tag, 1)
+                                       : nearest_body<V, false>(tile, tag, dims))
+INSTEMBED_SIMD_WIDTHS(double rate(const Tile& tile, const double* tag, int64_t dims, double* rates),
+                      using V = Register<double, kBytes>;
+                      return dims == 1 ? rate_body<V, true>(tile, tag, 1, rates)
+                                       : rate_body<V, false>(tile, tag, dims, rates))
 
 // A tile of the map, waiting.
 struct Waiting {
