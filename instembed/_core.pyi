@@ -82,6 +82,37 @@ def mean_shift_cuda(
     tol: float,
     stream: int,
 ) -> None: ...
+def recurrent_mean_shift_cuda_workspace(points: Array, offsets: Array | None, *, backward: bool) -> int: ...
+def recurrent_mean_shift_forward_cuda(
+    points: Array,
+    mask: Array | None,
+    offsets: Array | None,
+    shifted: Array,
+    norms: Array,
+    denominators: Array,
+    workspace: Array,
+    *,
+    bandwidth: float,
+    step: float,
+    tolerance: float,
+    stream: int,
+) -> None: ...
+def recurrent_mean_shift_backward_cuda(
+    grad_shifted: Array,
+    points: Array,
+    mask: Array | None,
+    offsets: Array | None,
+    shifted: Array,
+    norms: Array,
+    denominators: Array,
+    grad: Array,
+    workspace: Array,
+    *,
+    bandwidth: float,
+    step: float,
+    tolerance: float,
+    stream: int,
+) -> None: ...
 
 class DiscriminativeOptions:
     def __init__(

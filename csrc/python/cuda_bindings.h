@@ -9,6 +9,7 @@
 #include "label_statistics/cuda.h"
 #include "mean_shift/cuda.h"
 #include "python/array_caster.h"
+#include "recurrent_mean_shift/cuda.h"
 
 namespace instembed::python {
 
@@ -112,11 +113,54 @@ inline void bind_mean_shift_cuda(py::module_& module) {
       py::arg("stream"));
 }
 
+inline void bind_recurrent_mean_shift_cuda(py::module_& module) {
+  using namespace recurrent_mean_shift;
+  using OptionalArray = std::optional<Array>;
+
+  module.def(
+      "recurrent_mean_shift_cuda_workspace",
+      [](const Array& points, const OptionalArray& offsets, bool backward) {
+        return cuda_workspace(points, offsets ? &*offsets : nullptr, backward);
+      },
+      py::arg("points"), py::arg("offsets"), py::kw_only(), py::arg("backward"));
+
+  module.def(
+      "recurrent_mean_shift_forward_cuda",
+      [](const Array& points, const OptionalArray& mask, const OptionalArray& offsets,
+         const Array& shifted, const Array& norms, const Array& denominators,
+         const Array& workspace, double bandwidth, double step, double tolerance, int64_t stream) {
+        const py::gil_scoped_release release;
+        forward_cuda(points, mask ? &*mask : nullptr, offsets ? &*offsets : nullptr,
+                     {bandwidth, step, tolerance}, shifted, {norms, denominators}, workspace,
+                     stream);
+      },
+      py::arg("points"), py::arg("mask"), py::arg("offsets"), py::arg("shifted"), py::arg("norms"),
+      py::arg("denominators"), py::arg("workspace"), py::kw_only(), py::arg("bandwidth"),
+      py::arg("step"), py::arg("tolerance"), py::arg("stream"));
+
+  module.def(
+      "recurrent_mean_shift_backward_cuda",
+      [](const Array& grad_shifted, const Array& points, const OptionalArray& mask,
+         const OptionalArray& offsets, const Array& shifted, const Array& norms,
+         const Array& denominators, const Array& grad, const Array& workspace, double bandwidth,
+         double step, double tolerance, int64_t stream) {
+        const py::gil_scoped_release release;
+        backward_cuda(grad_shifted, points, shifted, mask ? &*mask : nullptr,
+                      offsets ? &*offsets : nullptr, {bandwidth, step, tolerance},
+                      {norms, denominators}, grad, workspace, stream);
+      },
+      py::arg("grad_shifted"), py::arg("points"), py::arg("mask"), py::arg("offsets"),
+      py::arg("shifted"), py::arg("norms"), py::arg("denominators"), py::arg("grad"),
+      py::arg("workspace"), py::kw_only(), py::arg("bandwidth"), py::arg("step"),
+      py::arg("tolerance"), py::arg("stream"));
+}
+
 inline void bind_cuda(py::module_& module) {
   module.def("cuda_device_count", &cuda::visible_devices);
   bind_discriminative_cuda(module);
   bind_label_statistics_cuda(module);
   bind_mean_shift_cuda(module);
+  bind_recurrent_mean_shift_cuda(module);
 }
 
 }  // namespace instembed::python
