@@ -10,6 +10,26 @@ cuda: bool
 # Only where `cuda` is true: arrays live on one device, `stream` is the handle of one of its streams, and
 # `workspace` is uint8 of the size that the function beside it tells.
 def cuda_device_count() -> int: ...
+def cosine_margin_cuda_workspace(
+    points: Array, offsets: Array | None, keys: Array | None, *, fraction: float, most: int, gradient: bool
+) -> int: ...
+def cosine_margin_forward_cuda(
+    points: Array,
+    labels: Array,
+    offsets: Array | None,
+    keys: Array | None,
+    losses: Array,
+    gradient: Array | None,
+    workspace: Array,
+    *,
+    fraction: float,
+    most: int,
+    margin: float,
+    squared: bool,
+    background: int | None,
+    ignore_index: int | None,
+    stream: int,
+) -> None: ...
 def discriminative_cuda_workspace(
     embeddings: Array,
     offsets: Array | None,

@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include "common/cuda_devices.h"
+#include "cosine_margin/cuda.h"
 #include "discriminative/cuda.h"
 #include "label_statistics/cuda.h"
 #include "mean_shift/cuda.h"
@@ -12,6 +13,37 @@
 #include "recurrent_mean_shift/cuda.h"
 
 namespace instembed::python {
+
+inline void bind_cosine_margin_cuda(py::module_& module) {
+  using namespace cosine_margin;
+  using OptionalArray = std::optional<Array>;
+
+  module.def(
+      "cosine_margin_cuda_workspace",
+      [](const Array& points, const OptionalArray& offsets, const OptionalArray& keys,
+         double fraction, int64_t most, bool gradient) {
+        return cuda_workspace(points, offsets ? &*offsets : nullptr, keys ? &*keys : nullptr,
+                              {fraction, most}, gradient);
+      },
+      py::arg("points"), py::arg("offsets"), py::arg("keys"), py::kw_only(), py::arg("fraction"),
+      py::arg("most"), py::arg("gradient"));
+
+  module.def(
+      "cosine_margin_forward_cuda",
+      [](const Array& points, const Array& labels, const OptionalArray& offsets,
+         const OptionalArray& keys, const Array& losses, const OptionalArray& gradient,
+         const Array& workspace, double fraction, int64_t most, double margin, bool squared,
+         std::optional<int64_t> background, std::optional<int64_t> ignore_index, int64_t stream) {
+        const py::gil_scoped_release release;
+        forward_cuda(points, labels, offsets ? &*offsets : nullptr, keys ? &*keys : nullptr,
+                     {{margin, squared}, {background, ignore_index}, {fraction, most}}, losses,
+                     gradient ? &*gradient : nullptr, workspace, stream);
+      },
+      py::arg("points"), py::arg("labels"), py::arg("offsets"), py::arg("keys"), py::arg("losses"),
+      py::arg("gradient"), py::arg("workspace"), py::kw_only(), py::arg("fraction"),
+      py::arg("most"), py::arg("margin"), py::arg("squared"), py::arg("background"),
+      py::arg("ignore_index"), py::arg("stream"));
+}
 
 inline void bind_discriminative_cuda(py::module_& module) {
   using namespace discriminative;
@@ -157,6 +189,7 @@ inline void bind_recurrent_mean_shift_cuda(py::module_& module) {
 
 inline void bind_cuda(py::module_& module) {
   module.def("cuda_device_count", &cuda::visible_devices);
+  bind_cosine_margin_cuda(module);
   bind_discriminative_cuda(module);
   bind_label_statistics_cuda(module);
   bind_mean_shift_cuda(module);

@@ -18,7 +18,7 @@
 // would need three products of halves for the digits of a float. Reasoned, not measured: the
 // kernels have never run on a GPU.
 //
-// More channels than 64 (32 in double) are shared out to several blocks, which each compute the
+// More channels than 64 (16 in double) are shared out to several blocks, which each compute the
 // similarities.
 #pragma once
 
@@ -180,7 +180,13 @@ __global__ void __launch_bounds__(kThreads, 2)
       to_weights(fields, numbers, row, column, kernel, values);
       put(values, kernel);
     } else {
-      rows.add_numbers(values);
+#pragma unroll
+      for (int k = 0; k < kEach; ++k) {
+        A sum = 0;
+#pragma unroll
+        for (int l = 0; l < kEach; ++l) sum += values[k][l];
+        rows.numbers[k].add(sum);
+      }
     }
     add_products(kernel, fields.points + there + first * kTile, left, stage, vectors);
     rows.add_vectors(vectors);

@@ -5,6 +5,7 @@
 // where its instance says (sphere/segments.cuh).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "common/id_table.cuh"
@@ -55,35 +56,40 @@ struct Integers {  // (B, N), or (1, N) with offsets, of any integer type; or nu
   }
 };
 
-// An image's slots, one a point, begin at a tile of their own.
+// An image's slots, one a point, begin at a tile of their own. Images of one size, and those that
+// take at most a few points, have the same number of tiles.
 struct Slots {
   Images images;
   int channels = 0;
+  int64_t each = 0;           // tiles an image; 0: as many as its offsets say
   int32_t* pixels = nullptr;  // of each slot, within its image
   int32_t* counts = nullptr;  // of each image: the slots that hold a point, which come first
 
-  Slots(const Images& images, int64_t channels)
-      : images(images), channels(static_cast<int>(channels)) {}
-
-  __host__ __device__ int64_t tiles() const {
-    if (!images.offsets) return images.images * of_image();
-    return images.images == 0 ? 0 : images.total / kTile + images.images;
+  // `most` points of an image take part.
+  Slots(const Images& images, int64_t channels, int64_t most = INT64_MAX)
+      : images(images), channels(static_cast<int>(channels)) {
+    const int64_t same = (std::min(images.pixels, most) + kTile - 1) / kTile;
+    if (!images.offsets || same * images.images < tiles()) each = same;
   }
-  __host__ __device__ int64_t slots() const { return tiles() * kTile; }
-  int64_t elements() const { return slots() * channels; }
 
   void take(Workspace* workspace) {
     pixels = workspace->take<int32_t>(slots());
     counts = workspace->take<int32_t>(images.images);
   }
 
-  __host__ __device__ int64_t of_image() const { return (images.pixels + kTile - 1) / kTile; }
+  __host__ __device__ int64_t tiles() const {
+    if (each > 0 || !images.offsets || images.images == 0) return images.images * each;
+    return images.total / kTile + images.images;
+  }
+  __host__ __device__ int64_t slots() const { return tiles() * kTile; }
+  int64_t elements() const { return slots() * channels; }
+
   __device__ int64_t first_tile(int64_t image) const {
-    return images.offsets ? images.start(image) / kTile + image : image * of_image();
+    return each > 0 ? image * each : images.start(image) / kTile + image;
   }
   __device__ int64_t first_slot(int64_t image) const { return first_tile(image) * kTile; }
   __device__ int64_t image_of_tile(int64_t tile) const {
-    if (!images.offsets) return tile / of_image();
+    if (each > 0) return tile / each;
     int64_t low = 0, high = images.images;  // first_tile(low) <= tile < first_tile(high)
     while (high - low > 1) {
       const int64_t middle = low + (high - low) / 2;

@@ -17,6 +17,8 @@ constexpr int kPitch = kTile + 1;     // rows of shared memory begin in differen
 template <class A>
 constexpr int kDepth = 64 / sizeof(A);  // channels, or columns, that are staged at a time
 template <class A>
+constexpr int kUnroll = sizeof(A) == 4 ? 4 : 2;  // of them, as far as registers go
+template <class A>
 constexpr int kStage = 2 * kDepth<A> * kTile;
 
 __device__ __forceinline__ int row_of_thread() { return static_cast<int>(threadIdx.x) / kSide; }
@@ -55,6 +57,7 @@ __device__ __forceinline__ void add_dots(const A* rows, const A* columns, int ch
       staged_columns[k] = columns[first * kTile + k];
     }
     __syncthreads();
+#pragma unroll(kUnroll<A>)
     for (int d = 0; d < depth; ++d) {
       A x[kEach], y[kEach];
 #pragma unroll
@@ -98,6 +101,7 @@ __device__ __forceinline__ void add_products(SharedPtr<A> matrix, const A* colum
       stage[c * kRow + d] = d < channels ? columns[d * kTile + first + c] : A(0);
     }
     __syncthreads();
+#pragma unroll(kUnroll<A>)
     for (int c = 0; c < kDepth<A>; ++c) {
       A value[kEach], y[U];
 #pragma unroll
@@ -127,15 +131,6 @@ struct RowSums {
     for (int k = 0; k < kEach; ++k) {
 #pragma unroll
       for (int u = 0; u < U; ++u) vectors[k][u].add(terms[k][u]);
-    }
-  }
-  __device__ void add_numbers(const A (&terms)[kEach][kEach]) {
-#pragma unroll
-    for (int k = 0; k < kEach; ++k) {
-      A sum = 0;
-#pragma unroll
-      for (int l = 0; l < kEach; ++l) sum += terms[k][l];
-      numbers[k].add(sum);
     }
   }
 
@@ -169,13 +164,11 @@ struct RowSums {
 // and registers hold them.
 template <class A, class F>
 void with_channels(int64_t channels, F&& f) {
-  if (channels <= kSide) {
-    f(std::integral_constant<int, 1>());
-  } else if (channels <= 2 * kSide || sizeof(A) == 8) {
-    f(std::integral_constant<int, 2>());
-  } else if constexpr (sizeof(A) == 4) {
-    f(std::integral_constant<int, 4>());
+  if constexpr (sizeof(A) == 4) {
+    if (channels > 2 * kSide) return f(std::integral_constant<int, 4>());
+    if (channels > kSide) return f(std::integral_constant<int, 2>());
   }
+  f(std::integral_constant<int, 1>());
 }
 
 }  // namespace instembed::sphere::device

@@ -21,6 +21,7 @@ inline void for_schedules(int schedules, const std::function<void()>& test) {
   }
 }
 
+void test_cosine_margin(int schedules);
 void test_discriminative(int schedules);
 void test_label_statistics(int schedules);
 void test_mean_shift(int schedules);
