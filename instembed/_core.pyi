@@ -66,6 +66,22 @@ def discriminative_backward_cuda(
     *,
     stream: int,
 ) -> None: ...
+def group_on_sphere_cuda_workspace(points: Array, offsets: Array | None) -> int: ...
+def group_on_sphere_cuda(
+    points: Array,
+    mask: Array | None,
+    offsets: Array | None,
+    labels: Array,
+    centers: Array,
+    counts: Array,
+    num_instances: Array,
+    workspace: Array,
+    *,
+    threshold: float,
+    min_size: int,
+    nearest: bool,
+    stream: int,
+) -> None: ...
 def label_statistics_cuda_workspace(labels: Array, capacity: int) -> int: ...
 def label_statistics_cuda(
     labels: Array,

@@ -14,6 +14,12 @@ from torch.nn.functional import normalize
 import instembed
 from instembed import reference
 from tests.comparing import assert_close
+from tests.test_cuda import (  # noqa: F401  (run here with this file's workloads)
+    test_graph_capture_and_replay,
+    test_no_synchronisation,
+    test_other_streams,
+    test_same_bits_in_every_run,
+)
 
 LAYOUTS = {
     "planar": lambda maps: maps,
@@ -273,3 +279,104 @@ def test_loss_by_wrong_offsets_is_nan(device: str) -> None:
             samples=50,
         )
         assert loss.isnan().all() and gradient.isnan().all()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Grouping on the sphere
+
+
+def assert_same_groups(embeddings: Tensor, device: str, threshold: float = 0.95, **options: object) -> None:
+    found = instembed.group_on_sphere(
+        embeddings.to(device), threshold=threshold, max_instances=300, **there(device, options)
+    )
+    labels, centers = reference.group_on_sphere(embeddings, threshold=threshold, **options)
+    assert torch.equal(found.labels.cpu(), labels)
+    assert found.num_instances.tolist() == [len(of_image) for of_image in centers]
+    pixels = reference_images(labels, options.get("offsets"))
+    for b, of_image in enumerate(centers):
+        assert_close(found.centers[b, : len(of_image)].cpu(), of_image.double(), 1e-6)
+        counts = pixels[b].flatten().bincount(minlength=301)[1:]
+        assert torch.equal(found.counts[b].cpu(), counts)
+        assert not found.centers[b, len(of_image) :].any()
+
+
+def reference_images(labels: Tensor, offsets: Tensor | None) -> list[Tensor]:
+    if labels.dim() > 1:
+        return list(labels)
+    bounds = [0, len(labels)] if offsets is None else offsets.tolist()
+    return [labels[start:end] for start, end in itertools.pairwise(bounds)]
+
+
+@TYPES_AND_LAYOUTS
+def test_group_types_and_layouts(device: str, dtype: torch.dtype, layout: str) -> None:
+    assert_same_groups(LAYOUTS[layout](blobs(2, 6, 9).to(dtype)), device)
+
+
+@pytest.mark.parametrize("channels", [1, 17])
+@pytest.mark.parametrize("spatial", [(1,), (65,), (2, 3, 5)], ids=str)
+def test_group_sizes(device: str, channels: int, spatial: tuple[int, ...]) -> None:
+    assert_same_groups(blobs(1, *spatial, channels=channels), device)
+
+
+@pytest.mark.parametrize("leftovers", ["noise", "nearest"])
+@pytest.mark.parametrize("min_size", [1, 3, 1000])
+def test_group_small_components_and_masks(device: str, leftovers: str, min_size: int) -> None:
+    options = {"min_size": min_size, "leftovers": leftovers}
+    assert_same_groups(blobs(2, 7, 11, noise=0.15), device, mask=torch.randint(0, 3, (2, 7, 11)), **options)
+    points = blobs(1, 150, noise=0.15)[0].T.contiguous()
+    assert_same_groups(points, device, offsets=torch.tensor([0, 0, 70, 70, 71, 150]), **options)
+
+
+def test_group_chains(device: str) -> None:
+    angles = 3 * torch.arange(200, dtype=torch.float64)[torch.randperm(200)] / 200
+    chain = torch.stack([angles.cos(), angles.sin()], 1)
+    for step in (0.8, 1.2):
+        assert_same_groups(chain, device, math.cos(step * 3 / 200))
+
+
+def test_group_of_nothing(device: str) -> None:
+    for shape in ((0, 3, 4, 5), (2, 3, 0, 5), (0, 3)):
+        assert_same_groups(torch.zeros(shape), device)
+    points = blobs(1, 70)[0].T.contiguous()
+    points[[5, 60], [0, 2]] = torch.tensor([float("nan"), float("inf")])
+    points[7] = 0
+    assert_same_groups(points, device)
+    assert_same_groups(points, device, mask=torch.zeros(70, dtype=torch.bool))
+
+
+def test_group_overflow_and_wrong_offsets(device: str) -> None:
+    found = instembed.group_on_sphere(torch.randn(40, 8, device=device), threshold=1.0, max_instances=39)
+    assert found.num_instances.tolist() == [40]
+    assert not found.labels.any() and not found.counts.any() and not found.centers.any()
+    for wrong in ([0, 90, 40, 100], [0, 50, 99, 200], [1, 50, 60, 100], [0, -5, 60, 100]):
+        offsets = torch.tensor(wrong, device=device)
+        found = instembed.group_on_sphere(torch.randn(100, 3, device=device), threshold=0.9, offsets=offsets)
+        assert found.num_instances.tolist() == [-1] * 3 and not found.labels.any()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What only a GPU can show
+
+
+@pytest.fixture(params=["shift", "loss", "group"])
+def workload(request: pytest.FixtureRequest) -> tuple[Callable[[], tuple[Tensor, ...]], list[Tensor]]:
+    """What the tests that come from tests/test_cuda.py run, and the tensors that it reads."""
+    if not instembed.cuda_available():
+        pytest.skip("needs a GPU")
+    points = blobs(2, 60, 70, channels=16, clusters=20).cuda().requires_grad_()
+    labels = torch.randint(0, 20, (2, 60, 70)).cuda()
+
+    def step() -> tuple[Tensor, ...]:
+        if request.param == "group":
+            return tuple(
+                instembed.group_on_sphere(points, threshold=0.9, mask=labels, min_size=3, leftovers="nearest")
+            )
+        if request.param == "shift":
+            value = (
+                instembed.recurrent_mean_shift(points, 0.2, iterations=2, mask=labels).square()[:, :3].sum()
+            )
+        else:
+            value = instembed.cosine_margin_loss(points, labels)
+        return value.detach(), *torch.autograd.grad(value, points)
+
+    return step, [points, labels]

@@ -7,6 +7,7 @@
 #include "common/cuda_devices.h"
 #include "cosine_margin/cuda.h"
 #include "discriminative/cuda.h"
+#include "group_on_sphere/cuda.h"
 #include "label_statistics/cuda.h"
 #include "mean_shift/cuda.h"
 #include "python/array_caster.h"
@@ -84,6 +85,32 @@ inline void bind_discriminative_cuda(py::module_& module) {
       py::arg("embeddings"), py::arg("offsets"), py::arg("options"), py::arg("grad_terms"),
       py::arg("images"), py::arg("counts"), py::arg("vectors"), py::arg("slots"), py::arg("grad"),
       py::arg("workspace"), py::kw_only(), py::arg("stream"));
+}
+
+inline void bind_group_on_sphere_cuda(py::module_& module) {
+  using namespace group_on_sphere;
+  using OptionalArray = std::optional<Array>;
+
+  module.def(
+      "group_on_sphere_cuda_workspace",
+      [](const Array& points, const OptionalArray& offsets) {
+        return cuda_workspace(points, offsets ? &*offsets : nullptr);
+      },
+      py::arg("points"), py::arg("offsets"));
+
+  module.def(
+      "group_on_sphere_cuda",
+      [](const Array& points, const OptionalArray& mask, const OptionalArray& offsets,
+         const Array& labels, const Array& centers, const Array& counts, const Array& num_instances,
+         const Array& workspace, double threshold, int64_t min_size, bool nearest, int64_t stream) {
+        const py::gil_scoped_release release;
+        group_cuda(points, mask ? &*mask : nullptr, offsets ? &*offsets : nullptr,
+                   {threshold, min_size, nearest}, {labels, centers, counts, num_instances},
+                   workspace, stream);
+      },
+      py::arg("points"), py::arg("mask"), py::arg("offsets"), py::arg("labels"), py::arg("centers"),
+      py::arg("counts"), py::arg("num_instances"), py::arg("workspace"), py::kw_only(),
+      py::arg("threshold"), py::arg("min_size"), py::arg("nearest"), py::arg("stream"));
 }
 
 inline void bind_label_statistics_cuda(py::module_& module) {
@@ -191,6 +218,7 @@ inline void bind_cuda(py::module_& module) {
   module.def("cuda_device_count", &cuda::visible_devices);
   bind_cosine_margin_cuda(module);
   bind_discriminative_cuda(module);
+  bind_group_on_sphere_cuda(module);
   bind_label_statistics_cuda(module);
   bind_mean_shift_cuda(module);
   bind_recurrent_mean_shift_cuda(module);

@@ -209,12 +209,19 @@ def _mean_shift_cpu(
     return labels, *tables
 
 
-def _cuda_capacity(embeddings: Tensor, offsets: Tensor | None, max_instances: int | None) -> int:
+def cuda_capacity(embeddings: Tensor, offsets: Tensor | None, max_instances: int | None) -> int:
     if max_instances is not None:
         return max_instances
     pixels = embeddings.numel() // embeddings.shape[1]
     images = max(number_of_images(embeddings, offsets), 1)
     return _ops.default_capacity(pixels // images * (1 if offsets is None else 16))
+
+
+def check_found(num_instances: Tensor, capacity: int) -> None:
+    """Raises where a CUDA kernel found wrong offsets or too many instances, if the user asked for that."""
+    if _native.overflow_checks() and bool((num_instances < 0).any()):
+        raise ValueError("offsets must rise from 0 to the number of points")
+    _native.check_overflow(num_instances, capacity)
 
 
 @_ops.cuda("mean_shift")
@@ -232,7 +239,7 @@ def _mean_shift_cuda(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     cuda_core = _native.cuda_core()
     labels = new_labels(embeddings)
-    capacity = _cuda_capacity(embeddings, offsets, max_instances)
+    capacity = cuda_capacity(embeddings, offsets, max_instances)
     tables = new_tables(embeddings, number_of_images(embeddings, offsets), capacity)
     flat = flat_embeddings(embeddings)
     flat_mask = None if mask is None else flat_pixels(mask, embeddings)
@@ -254,10 +261,7 @@ def _mean_shift_cuda(
         tol=tol,
         stream=_native.stream_of(embeddings),
     )
-    num_instances = tables[2]
-    if _native.overflow_checks() and bool((num_instances < 0).any()):
-        raise ValueError("offsets must rise from 0 to the number of points")
-    _native.check_overflow(num_instances, capacity)
+    check_found(tables[2], capacity)
     return labels, *tables
 
 
@@ -267,7 +271,7 @@ def _mean_shift_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     max_instances = options[3]
     on_gpu = embeddings.device.type == "cuda"
-    capacity = _cuda_capacity(embeddings, offsets, max_instances) if on_gpu else _ops.capacity(max_instances)
+    capacity = cuda_capacity(embeddings, offsets, max_instances) if on_gpu else _ops.capacity(max_instances)
     return new_labels(embeddings), *new_tables(embeddings, number_of_images(embeddings, offsets), capacity)
 
 

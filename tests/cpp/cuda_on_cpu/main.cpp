@@ -16,10 +16,13 @@ struct Test {
   void (*run)(int schedules);
 };
 
-const std::vector<Test> kTests = {
-    {"simulator", test_simulator},           {"cosine_margin", test_cosine_margin},
-    {"discriminative", test_discriminative}, {"label_statistics", test_label_statistics},
-    {"mean_shift", test_mean_shift},         {"recurrent_mean_shift", test_recurrent_mean_shift}};
+const std::vector<Test> kTests = {{"simulator", test_simulator},
+                                  {"cosine_margin", test_cosine_margin},
+                                  {"discriminative", test_discriminative},
+                                  {"group_on_sphere", test_group_on_sphere},
+                                  {"label_statistics", test_label_statistics},
+                                  {"mean_shift", test_mean_shift},
+                                  {"recurrent_mean_shift", test_recurrent_mean_shift}};
 
 int run(int schedules, const std::vector<std::string>& names) {
   size_t found = 0;

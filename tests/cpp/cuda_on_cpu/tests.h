@@ -23,6 +23,7 @@ inline void for_schedules(int schedules, const std::function<void()>& test) {
 
 void test_cosine_margin(int schedules);
 void test_discriminative(int schedules);
+void test_group_on_sphere(int schedules);
 void test_label_statistics(int schedules);
 void test_mean_shift(int schedules);
 void test_recurrent_mean_shift(int schedules);
