@@ -10,6 +10,34 @@ cuda: bool
 # Only where `cuda` is true: arrays live on one device, `stream` is the handle of one of its streams, and
 # `workspace` is uint8 of the size that the function beside it tells.
 def cuda_device_count() -> int: ...
+def associative_embedding_cuda_workspace(images: int, people: int) -> int: ...
+def associative_embedding_forward_cuda(
+    tags: Array,
+    keypoints: Array | None,
+    visible: Array,
+    terms: Array,
+    pixels: Array,
+    means: Array,
+    pushes: Array,
+    workspace: Array,
+    *,
+    hinge: bool,
+    sigma: float,
+    margin: float,
+    stream: int,
+) -> None: ...
+def associative_embedding_backward_cuda(
+    grad_terms: Array,
+    tags: Array,
+    pixels: Array,
+    means: Array,
+    pushes: Array,
+    grad: Array,
+    workspace: Array,
+    *,
+    gathered: bool,
+    stream: int,
+) -> None: ...
 def cosine_margin_cuda_workspace(
     points: Array, offsets: Array | None, keys: Array | None, *, fraction: float, most: int, gradient: bool
 ) -> int: ...
@@ -66,6 +94,49 @@ def discriminative_backward_cuda(
     *,
     stream: int,
 ) -> None: ...
+def gather_at_forward_cuda(
+    features: Array, points: Array, valid: Array | None, values: Array, *, linear: bool, stream: int
+) -> None: ...
+def gather_at_cuda_workspace(features: Array, points: Array, valid: Array | None, *, linear: bool) -> int: ...
+def gather_at_backward_cuda(
+    grad_values: Array,
+    features: Array,
+    points: Array,
+    valid: Array | None,
+    grad_features: Array | None,
+    grad_points: Array | None,
+    workspace: Array,
+    *,
+    linear: bool,
+    stream: int,
+) -> None: ...
+def group_keypoints_cuda_workspace(heatmaps: Array) -> int: ...
+def find_candidates_cuda(
+    heatmaps: Array,
+    tags: Array,
+    max_people: int,
+    peak_threshold: float,
+    nms: int,
+    candidates: Array,
+    workspace: Array,
+    *,
+    stream: int,
+) -> None: ...
+def finish_people_cuda(
+    heatmaps: Array,
+    tags: Array,
+    max_people: int,
+    adjust: bool,
+    refine: bool,
+    pixels: Array,
+    people: Array,
+    num_people: Array,
+    keypoints: Array,
+    keypoint_scores: Array,
+    visibility: Array,
+    *,
+    stream: int,
+) -> None: ...
 def group_on_sphere_cuda_workspace(points: Array, offsets: Array | None) -> int: ...
 def group_on_sphere_cuda(
     points: Array,
@@ -81,6 +152,40 @@ def group_on_sphere_cuda(
     min_size: int,
     nearest: bool,
     stream: int,
+) -> None: ...
+def instance_pool_workspace(features: Array, offsets: Array | None, reduce: Reduce, capacity: int) -> int: ...
+def instance_pool_cuda(
+    features: Array,
+    labels: Array,
+    offsets: Array | None,
+    reduce: Reduce,
+    pooled: Array,
+    valid: Array,
+    ids: Array,
+    counts: Array,
+    argmax: Array | None,
+    num_instances: Array,
+    workspace: Array,
+    *,
+    background: int | None,
+    ignore_index: int | None,
+    stream: int,
+) -> None: ...
+def instance_spread_workspace(features: Array, offsets: Array | None, capacity: int) -> int: ...
+def instance_spread_cuda(
+    grad: Array,
+    labels: Array,
+    offsets: Array | None,
+    reduce: Reduce,
+    grad_features: Array,
+    workspace: Array,
+    *,
+    background: int | None,
+    ignore_index: int | None,
+    stream: int,
+) -> None: ...
+def instance_spread_max_cuda(
+    grad: Array, argmax: Array, offsets: Array | None, grad_features: Array, *, stream: int
 ) -> None: ...
 def label_statistics_cuda_workspace(labels: Array, capacity: int) -> int: ...
 def label_statistics_cuda(
@@ -303,6 +408,17 @@ def group_keypoints(
     num_people: Array,
     keypoint_scores: Array,
     visibility: Array,
+    *,
+    threads: int,
+) -> None: ...
+def group_candidates(
+    candidates: Array,
+    max_people: int,
+    tag_threshold: float,
+    joint_order: list[int],
+    pixels: Array,
+    people: Array,
+    num_people: Array,
     *,
     threads: int,
 ) -> None: ...

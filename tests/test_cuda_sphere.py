@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 import instembed
 from instembed import reference
 from tests.comparing import assert_close
+from tests.layouts import LAYOUTS
 from tests.test_cuda import (  # noqa: F401  (run here with this file's workloads)
     test_graph_capture_and_replay,
     test_no_synchronisation,
@@ -21,12 +22,6 @@ from tests.test_cuda import (  # noqa: F401  (run here with this file's workload
     test_same_bits_in_every_run,
 )
 
-LAYOUTS = {
-    "planar": lambda maps: maps,
-    "channels_last": lambda maps: maps.contiguous(memory_format=torch.channels_last),
-    "cropped": lambda maps: maps[:, :, 1:, 3:],
-    "transposed": lambda maps: maps.transpose(2, 3),
-}
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 TYPES_AND_LAYOUTS = pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 //
 // Labels are looked up in a hash table an image (common/id_table.cuh), by the run of one id and not
 // by the pixel, and every pixel keeps the place of its id; then places are numbered. Whoever uses a
-// pixel's place next turns it into the slot.
+// pixel's place next turns it into the slot, or number_pixels() does.
 #pragma once
 
 #include <algorithm>
@@ -101,6 +101,31 @@ static __global__ void __launch_bounds__(256)
   }
 }
 
+// The pixels' places to slots, kIgnored in images that are given up; counts (B, capacity), all zero
+// before, become the slots' pixels.
+static __global__ void __launch_bounds__(256)
+    number_pixels_kernel(Images images, IdTables tables, const int32_t* slots, const int64_t* found,
+                         Codes codes, int64_t* counts) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
+  int64_t row = -1;
+  if (i < images.total && !(images.offsets && *images.invalid)) {
+    const int64_t image = images.image_of(i);
+    int32_t code = codes[i];
+    if (code >= 0) code = found[image] < 0 ? kIgnored : slots[image * tables.places() + code];
+    codes.set(i, code);
+    if (code >= 0) row = image * tables.capacity + code;
+  }
+  const int64_t before = __shfl_up_sync(kAllLanes, row, 1);
+  const bool head = lane == 0 || row != before;
+  const unsigned later = __ballot_sync(kAllLanes, head) >> lane >> 1;  // heads of the lanes after
+  if (head && row >= 0) {
+    const int length = later ? __ffs(static_cast<int>(later)) : kWarp - lane;
+    atomicAdd(reinterpret_cast<unsigned long long*>(counts + row),
+              static_cast<unsigned long long>(length));
+  }
+}
+
 struct LabelSlots {  // what the device needs meanwhile
   IdTables tables;
   int32_t* of_place = nullptr;  // tables.places() each image: the slot of the id there
@@ -136,6 +161,15 @@ static inline void find_slots(const LabelSlots& slots, const Array& labels, cons
   const auto rankers = static_cast<int>(rank_blocks(slots.tables.capacity));
   launch(number_places_kernel, "number_places", images.images * rankers, kThreads, 0, stream,
          slots.tables, slots.of_place, ids, found, rankers);
+}
+
+// After find_slots(): places become slots, which are counted.
+static inline void number_pixels(const LabelSlots& slots, const Images& images,
+                                 const int64_t* found, const Codes& codes, int64_t* counts,
+                                 Stream stream) {
+  fill_bytes(counts, 0, images.images * slots.tables.capacity * 8, stream);
+  launch(number_pixels_kernel, "number_pixels", (images.total + 255) / 256, 256, 0, stream, images,
+         slots.tables, slots.of_place, found, codes, counts);
 }
 
 }  // namespace instembed::cuda

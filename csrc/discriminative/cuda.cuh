@@ -67,31 +67,6 @@ struct Rule {
   int norm;
 };
 
-// The tiles that a block works on: those of part `part` of `parts` of image `image`.
-struct Share {
-  int64_t image, part, parts, first, last;
-};
-
-__device__ __forceinline__ Share share_of(const Images& images, int64_t first_image, int64_t blocks,
-                                          int64_t parts, const TileShape& shape) {
-  Share share{};
-  share.image = first_image + blockIdx.x / blocks;
-  share.part = blockIdx.x % blocks;
-  share.parts = parts;
-  const int64_t tiles = (images.count(share.image) + shape.pixels - 1) / shape.pixels;
-  if (share.part >= parts) return share;
-  share.first = tiles * share.part / parts;
-  share.last = tiles * (share.part + 1) / parts;
-  return share;
-}
-
-// Blocks that share an image's sums: as many as there is room for tables.
-__device__ __forceinline__ int64_t parts_of(int64_t blocks, int64_t rows, int32_t instances) {
-  if (instances == 0) return blocks;
-  const int64_t fit = rows / instances;
-  return fit < 1 ? 1 : (fit < blocks ? fit : blocks);
-}
-
 // The formula with the norm as an argument, which is the same for all threads: kernels for both
 // would take twice as long to compile.
 template <class A>
@@ -217,7 +192,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int32_t count = instances.of(image);
   if (pass == Pass::spread && count == 0) return;
   const int columns = shape.channels + 1;
-  const Share share = share_of(images, first_image, blocks, parts_of(blocks, rows, count), shape);
+  const Share share =
+      share_of(images, blockIdx.x, first_image, blocks, parts_of(blocks, rows, count), shape);
   if (share.part >= share.parts) return;
 
   DynamicShared shared;
@@ -373,12 +349,6 @@ __global__ void __launch_bounds__(kThreads)
 // ---------------------------------------------------------------------------------------------------------
 // Pairs of means: a warp an instance goes over the others in order.
 
-__device__ __forceinline__ double warp_sum(double value) {
-  for (int other = kWarp / 2; other > 0; other /= 2)
-    value += __shfl_xor_sync(kAllLanes, value, other);
-  return value;
-}
-
 template <class A>
 __device__ __forceinline__ double warp_distance(const Rule& rule, const A* a, const A* b,
                                                 int channels, int lane) {
@@ -438,7 +408,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int32_t count = instances.of(image);
   if (count == 0) return;
   const int columns = shape.channels + 1, pieces = shape.pixels / kPiece;
-  const Share share = share_of(images, first_image, blocks, parts_of(blocks, rows, count), shape);
+  const Share share =
+      share_of(images, blockIdx.x, first_image, blocks, parts_of(blocks, rows, count), shape);
   if (share.part >= share.parts) return;
 
   DynamicShared shared;
@@ -650,7 +621,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     return;
   }
-  const Share share = share_of(images, 0, blocks, blocks, shape);
+  const Share share = share_of(images, blockIdx.x, 0, blocks, blocks, shape);
   const int64_t image = share.image;
 
   DynamicShared shared;
@@ -833,11 +804,6 @@ int64_t checked_shared(int64_t bytes, const DeviceInfo& device, int64_t channels
                                 " bytes of shared memory of " + std::to_string(device.shared));
   }
   return bytes;
-}
-
-template <class A>
-int64_t padded_bytes(int64_t n) {
-  return (n * static_cast<int64_t>(sizeof(A)) + 15) / 16 * 16;
 }
 
 }  // namespace

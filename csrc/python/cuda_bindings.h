@@ -4,16 +4,53 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "associative_embedding/cuda.h"
 #include "common/cuda_devices.h"
 #include "cosine_margin/cuda.h"
 #include "discriminative/cuda.h"
+#include "gather_at/cuda.h"
+#include "group_keypoints/cuda.h"
 #include "group_on_sphere/cuda.h"
+#include "instance_pool/cuda.h"
 #include "label_statistics/cuda.h"
 #include "mean_shift/cuda.h"
 #include "python/array_caster.h"
 #include "recurrent_mean_shift/cuda.h"
 
 namespace instembed::python {
+
+inline void bind_associative_embedding_cuda(py::module_& module) {
+  using namespace associative_embedding;
+  using OptionalArray = std::optional<Array>;
+
+  module.def("associative_embedding_cuda_workspace", &cuda_workspace, py::arg("images"),
+             py::arg("people"));
+
+  module.def(
+      "associative_embedding_forward_cuda",
+      [](const Array& tags, const OptionalArray& keypoints, const Array& visible,
+         const Array& terms, const Array& pixels, const Array& means, const Array& pushes,
+         const Array& workspace, bool hinge, double sigma, double margin, int64_t stream) {
+        const py::gil_scoped_release release;
+        forward_cuda(tags, keypoints ? &*keypoints : nullptr, visible, Push(hinge, sigma, margin),
+                     terms, {pixels, means, pushes}, workspace, stream);
+      },
+      py::arg("tags"), py::arg("keypoints"), py::arg("visible"), py::arg("terms"),
+      py::arg("pixels"), py::arg("means"), py::arg("pushes"), py::arg("workspace"), py::kw_only(),
+      py::arg("hinge"), py::arg("sigma"), py::arg("margin"), py::arg("stream"));
+
+  module.def(
+      "associative_embedding_backward_cuda",
+      [](const Array& grad_terms, const Array& tags, const Array& pixels, const Array& means,
+         const Array& pushes, const Array& grad, const Array& workspace, bool gathered,
+         int64_t stream) {
+        const py::gil_scoped_release release;
+        backward_cuda(grad_terms, tags, {pixels, means, pushes}, gathered, grad, workspace, stream);
+      },
+      py::arg("grad_terms"), py::arg("tags"), py::arg("pixels"), py::arg("means"),
+      py::arg("pushes"), py::arg("grad"), py::arg("workspace"), py::kw_only(), py::arg("gathered"),
+      py::arg("stream"));
+}
 
 inline void bind_cosine_margin_cuda(py::module_& module) {
   using namespace cosine_margin;
@@ -87,6 +124,81 @@ inline void bind_discriminative_cuda(py::module_& module) {
       py::arg("workspace"), py::kw_only(), py::arg("stream"));
 }
 
+inline void bind_gather_at_cuda(py::module_& module) {
+  using namespace gather_at;
+  using OptionalArray = std::optional<Array>;
+
+  module.def(
+      "gather_at_forward_cuda",
+      [](const Array& features, const Array& points, const OptionalArray& valid,
+         const Array& values, bool linear, int64_t stream) {
+        const py::gil_scoped_release release;
+        forward_cuda(features, {points, valid ? &*valid : nullptr, linear}, values, stream);
+      },
+      py::arg("features"), py::arg("points"), py::arg("valid"), py::arg("values"), py::kw_only(),
+      py::arg("linear"), py::arg("stream"));
+
+  module.def(
+      "gather_at_cuda_workspace",
+      [](const Array& features, const Array& points, const OptionalArray& valid, bool linear) {
+        return cuda_workspace(features, {points, valid ? &*valid : nullptr, linear});
+      },
+      py::arg("features"), py::arg("points"), py::arg("valid"), py::kw_only(), py::arg("linear"));
+
+  module.def(
+      "gather_at_backward_cuda",
+      [](const Array& grad_values, const Array& features, const Array& points,
+         const OptionalArray& valid, const OptionalArray& grad_features,
+         const OptionalArray& grad_points, const Array& workspace, bool linear, int64_t stream) {
+        const py::gil_scoped_release release;
+        backward_cuda(grad_values, features, {points, valid ? &*valid : nullptr, linear},
+                      grad_features ? &*grad_features : nullptr,
+                      grad_points ? &*grad_points : nullptr, workspace, stream);
+      },
+      py::arg("grad_values"), py::arg("features"), py::arg("points"), py::arg("valid"),
+      py::arg("grad_features"), py::arg("grad_points"), py::arg("workspace"), py::kw_only(),
+      py::arg("linear"), py::arg("stream"));
+}
+
+inline void bind_group_keypoints_cuda(py::module_& module) {
+  using namespace group_keypoints;
+
+  module.def("group_keypoints_cuda_workspace", &cuda_workspace, py::arg("heatmaps"));
+
+  module.def(
+      "find_candidates_cuda",
+      [](const Array& heatmaps, const Array& tags, int64_t max_people, double peak_threshold,
+         int64_t nms, const Array& candidates, const Array& workspace, int64_t stream) {
+        Options options;
+        options.max_people = max_people;
+        options.peak_threshold = peak_threshold;
+        options.nms = nms;
+        const py::gil_scoped_release release;
+        find_candidates_cuda(heatmaps, tags, options, candidates, workspace, stream);
+      },
+      py::arg("heatmaps"), py::arg("tags"), py::arg("max_people"), py::arg("peak_threshold"),
+      py::arg("nms"), py::arg("candidates"), py::arg("workspace"), py::kw_only(),
+      py::arg("stream"));
+
+  module.def(
+      "finish_people_cuda",
+      [](const Array& heatmaps, const Array& tags, int64_t max_people, bool adjust, bool refine,
+         const Array& pixels, const Array& people, const Array& num_people, const Array& keypoints,
+         const Array& keypoint_scores, const Array& visibility, int64_t stream) {
+        Options options;
+        options.max_people = max_people;
+        options.adjust = adjust;
+        options.refine = refine;
+        const py::gil_scoped_release release;
+        finish_cuda(heatmaps, tags, options, pixels, people, num_people, keypoints, keypoint_scores,
+                    visibility, stream);
+      },
+      py::arg("heatmaps"), py::arg("tags"), py::arg("max_people"), py::arg("adjust"),
+      py::arg("refine"), py::arg("pixels"), py::arg("people"), py::arg("num_people"),
+      py::arg("keypoints"), py::arg("keypoint_scores"), py::arg("visibility"), py::kw_only(),
+      py::arg("stream"));
+}
+
 inline void bind_group_on_sphere_cuda(py::module_& module) {
   using namespace group_on_sphere;
   using OptionalArray = std::optional<Array>;
@@ -111,6 +223,64 @@ inline void bind_group_on_sphere_cuda(py::module_& module) {
       py::arg("points"), py::arg("mask"), py::arg("offsets"), py::arg("labels"), py::arg("centers"),
       py::arg("counts"), py::arg("num_instances"), py::arg("workspace"), py::kw_only(),
       py::arg("threshold"), py::arg("min_size"), py::arg("nearest"), py::arg("stream"));
+}
+
+inline void bind_instance_pool_cuda(py::module_& module) {
+  using namespace instance_pool;
+  using OptionalArray = std::optional<Array>;
+
+  module.def(
+      "instance_pool_workspace",
+      [](const Array& features, const OptionalArray& offsets, Reduce reduce, int64_t capacity) {
+        return pool_workspace(features, offsets ? &*offsets : nullptr, reduce, capacity);
+      },
+      py::arg("features"), py::arg("offsets"), py::arg("reduce"), py::arg("capacity"));
+
+  module.def(
+      "instance_pool_cuda",
+      [](const Array& features, const Array& labels, const OptionalArray& offsets, Reduce reduce,
+         const Array& pooled, const Array& valid, const Array& ids, const Array& counts,
+         const OptionalArray& argmax, const Array& num_instances, const Array& workspace,
+         std::optional<int64_t> background, std::optional<int64_t> ignore_index, int64_t stream) {
+        const py::gil_scoped_release release;
+        pool_cuda(features, labels, offsets ? &*offsets : nullptr, {background, ignore_index},
+                  reduce, {pooled, valid, ids, counts, argmax ? &*argmax : nullptr}, num_instances,
+                  workspace, stream);
+      },
+      py::arg("features"), py::arg("labels"), py::arg("offsets"), py::arg("reduce"),
+      py::arg("pooled"), py::arg("valid"), py::arg("ids"), py::arg("counts"), py::arg("argmax"),
+      py::arg("num_instances"), py::arg("workspace"), py::kw_only(), py::arg("background"),
+      py::arg("ignore_index"), py::arg("stream"));
+
+  module.def(
+      "instance_spread_workspace",
+      [](const Array& features, const OptionalArray& offsets, int64_t capacity) {
+        return spread_workspace(features, offsets ? &*offsets : nullptr, capacity);
+      },
+      py::arg("features"), py::arg("offsets"), py::arg("capacity"));
+
+  module.def(
+      "instance_spread_cuda",
+      [](const Array& grad, const Array& labels, const OptionalArray& offsets, Reduce reduce,
+         const Array& grad_features, const Array& workspace, std::optional<int64_t> background,
+         std::optional<int64_t> ignore_index, int64_t stream) {
+        const py::gil_scoped_release release;
+        spread_cuda(grad, labels, offsets ? &*offsets : nullptr, {background, ignore_index}, reduce,
+                    grad_features, workspace, stream);
+      },
+      py::arg("grad"), py::arg("labels"), py::arg("offsets"), py::arg("reduce"),
+      py::arg("grad_features"), py::arg("workspace"), py::kw_only(), py::arg("background"),
+      py::arg("ignore_index"), py::arg("stream"));
+
+  module.def(
+      "instance_spread_max_cuda",
+      [](const Array& grad, const Array& argmax, const OptionalArray& offsets,
+         const Array& grad_features, int64_t stream) {
+        const py::gil_scoped_release release;
+        spread_max_cuda(grad, argmax, offsets ? &*offsets : nullptr, grad_features, stream);
+      },
+      py::arg("grad"), py::arg("argmax"), py::arg("offsets"), py::arg("grad_features"),
+      py::kw_only(), py::arg("stream"));
 }
 
 inline void bind_label_statistics_cuda(py::module_& module) {
@@ -216,9 +386,13 @@ inline void bind_recurrent_mean_shift_cuda(py::module_& module) {
 
 inline void bind_cuda(py::module_& module) {
   module.def("cuda_device_count", &cuda::visible_devices);
+  bind_associative_embedding_cuda(module);
   bind_cosine_margin_cuda(module);
   bind_discriminative_cuda(module);
+  bind_gather_at_cuda(module);
+  bind_group_keypoints_cuda(module);
   bind_group_on_sphere_cuda(module);
+  bind_instance_pool_cuda(module);
   bind_label_statistics_cuda(module);
   bind_mean_shift_cuda(module);
   bind_recurrent_mean_shift_cuda(module);

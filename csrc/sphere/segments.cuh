@@ -105,11 +105,7 @@ __global__ void __launch_bounds__(kThreads)
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   for (int d = static_cast<int>(threadIdx.x) / kWarp; d < slots.channels; d += kWarps) {
     const int64_t at = slots.at(place.tile * kTile, d);
-    double sum = static_cast<double>(points[at + lane]) + points[at + kWarp + lane];
-#pragma unroll
-    for (int other = kWarp / 2; other > 0; other /= 2) {
-      sum += __shfl_xor_sync(kAllLanes, sum, other);
-    }
+    const double sum = warp_sum(static_cast<double>(points[at + lane]) + points[at + kWarp + lane]);
     if (lane == 0) sums[place.tile * slots.channels + d] = sum;
   }
 }

@@ -10,14 +10,12 @@ from torch import Tensor
 from instembed import _arguments as arguments
 from instembed import _native, _ops
 from instembed._native import core, threads
-from instembed._pixels import flat_embeddings, flat_pixels, number_of_images
+from instembed._pixels import cuda_capacity, flat_embeddings, flat_pixels, number_of_images
 from instembed._sphere import unit_vectors
 from instembed.grouping.mean_shift import (
     Grouping,
     Leftovers,
     check_capacity_holds,
-    check_found,
-    cuda_capacity,
     new_labels,
     new_tables,
 )
@@ -157,7 +155,7 @@ def _group_cuda(
         nearest=leftovers == "nearest",
         stream=_native.stream_of(points),
     )
-    check_found(instances, capacity)
+    _native.check_overflow(instances, capacity)
     return labels, centers, counts, instances
 
 

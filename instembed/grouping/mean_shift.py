@@ -10,7 +10,13 @@ from torch import Tensor
 from instembed import _arguments as arguments
 from instembed import _native, _ops
 from instembed._native import core, threads
-from instembed._pixels import accumulation_dtype, flat_embeddings, flat_pixels, number_of_images
+from instembed._pixels import (
+    accumulation_dtype,
+    cuda_capacity,
+    flat_embeddings,
+    flat_pixels,
+    number_of_images,
+)
 
 Seeding = Literal["peel", "all"]
 Leftovers = Literal["noise", "nearest"]
@@ -209,21 +215,6 @@ def _mean_shift_cpu(
     return labels, *tables
 
 
-def cuda_capacity(embeddings: Tensor, offsets: Tensor | None, max_instances: int | None) -> int:
-    if max_instances is not None:
-        return max_instances
-    pixels = embeddings.numel() // embeddings.shape[1]
-    images = max(number_of_images(embeddings, offsets), 1)
-    return _ops.default_capacity(pixels // images * (1 if offsets is None else 16))
-
-
-def check_found(num_instances: Tensor, capacity: int) -> None:
-    """Raises where a CUDA kernel found wrong offsets or too many instances, if the user asked for that."""
-    if _native.overflow_checks() and bool((num_instances < 0).any()):
-        raise ValueError("offsets must rise from 0 to the number of points")
-    _native.check_overflow(num_instances, capacity)
-
-
 @_ops.cuda("mean_shift")
 def _mean_shift_cuda(
     embeddings: Tensor,
@@ -261,7 +252,7 @@ def _mean_shift_cuda(
         tol=tol,
         stream=_native.stream_of(embeddings),
     )
-    check_found(tables[2], capacity)
+    _native.check_overflow(tables[2], capacity)
     return labels, *tables
 
 
