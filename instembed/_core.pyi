@@ -38,6 +38,26 @@ def associative_embedding_backward_cuda(
     gathered: bool,
     stream: int,
 ) -> None: ...
+def cosine_margin_cuda_workspace(
+    points: Array, offsets: Array | None, keys: Array | None, *, fraction: float, most: int, gradient: bool
+) -> int: ...
+def cosine_margin_forward_cuda(
+    points: Array,
+    labels: Array,
+    offsets: Array | None,
+    keys: Array | None,
+    losses: Array,
+    gradient: Array | None,
+    workspace: Array,
+    *,
+    fraction: float,
+    most: int,
+    margin: float,
+    squared: bool,
+    background: int | None,
+    ignore_index: int | None,
+    stream: int,
+) -> None: ...
 def discriminative_cuda_workspace(
     embeddings: Array,
     offsets: Array | None,
@@ -117,6 +137,22 @@ def finish_people_cuda(
     *,
     stream: int,
 ) -> None: ...
+def group_on_sphere_cuda_workspace(points: Array, offsets: Array | None) -> int: ...
+def group_on_sphere_cuda(
+    points: Array,
+    mask: Array | None,
+    offsets: Array | None,
+    labels: Array,
+    centers: Array,
+    counts: Array,
+    num_instances: Array,
+    workspace: Array,
+    *,
+    threshold: float,
+    min_size: int,
+    nearest: bool,
+    stream: int,
+) -> None: ...
 def instance_pool_workspace(features: Array, offsets: Array | None, reduce: Reduce, capacity: int) -> int: ...
 def instance_pool_cuda(
     features: Array,
@@ -185,6 +221,37 @@ def mean_shift_cuda(
     min_size: int,
     max_iter: int,
     tol: float,
+    stream: int,
+) -> None: ...
+def recurrent_mean_shift_cuda_workspace(points: Array, offsets: Array | None, *, backward: bool) -> int: ...
+def recurrent_mean_shift_forward_cuda(
+    points: Array,
+    mask: Array | None,
+    offsets: Array | None,
+    shifted: Array,
+    norms: Array,
+    denominators: Array,
+    workspace: Array,
+    *,
+    bandwidth: float,
+    step: float,
+    tolerance: float,
+    stream: int,
+) -> None: ...
+def recurrent_mean_shift_backward_cuda(
+    grad_shifted: Array,
+    points: Array,
+    mask: Array | None,
+    offsets: Array | None,
+    shifted: Array,
+    norms: Array,
+    denominators: Array,
+    grad: Array,
+    workspace: Array,
+    *,
+    bandwidth: float,
+    step: float,
+    tolerance: float,
     stream: int,
 ) -> None: ...
 

@@ -13,6 +13,8 @@
 // s_ij - margin is g_ij / 2.
 #pragma once
 
+#include "common/host_device.h"
+
 namespace instembed::cosine_margin {
 
 struct Rule {
@@ -26,7 +28,7 @@ struct Rule {
 };
 
 // A length that differs from 1 by rounding counts as 1: 1 - |x|^2, or 0.
-inline double short_of_unit(double square, double rounding) {
+INSTEMBED_HOST_DEVICE inline double short_of_unit(double square, double rounding) {
   const double difference = 1 - square;
   return difference < rounding && -difference < rounding ? 0 : difference;
 }

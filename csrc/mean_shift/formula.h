@@ -8,11 +8,7 @@
 #include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define INSTEMBED_HOST_DEVICE __host__ __device__
-#else
-#define INSTEMBED_HOST_DEVICE
-#endif
+#include "common/host_device.h"
 
 namespace instembed::mean_shift {
 

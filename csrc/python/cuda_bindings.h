@@ -6,13 +6,16 @@
 
 #include "associative_embedding/cuda.h"
 #include "common/cuda_devices.h"
+#include "cosine_margin/cuda.h"
 #include "discriminative/cuda.h"
 #include "gather_at/cuda.h"
 #include "group_keypoints/cuda.h"
+#include "group_on_sphere/cuda.h"
 #include "instance_pool/cuda.h"
 #include "label_statistics/cuda.h"
 #include "mean_shift/cuda.h"
 #include "python/array_caster.h"
+#include "recurrent_mean_shift/cuda.h"
 
 namespace instembed::python {
 
@@ -47,6 +50,37 @@ inline void bind_associative_embedding_cuda(py::module_& module) {
       py::arg("grad_terms"), py::arg("tags"), py::arg("pixels"), py::arg("means"),
       py::arg("pushes"), py::arg("grad"), py::arg("workspace"), py::kw_only(), py::arg("gathered"),
       py::arg("stream"));
+}
+
+inline void bind_cosine_margin_cuda(py::module_& module) {
+  using namespace cosine_margin;
+  using OptionalArray = std::optional<Array>;
+
+  module.def(
+      "cosine_margin_cuda_workspace",
+      [](const Array& points, const OptionalArray& offsets, const OptionalArray& keys,
+         double fraction, int64_t most, bool gradient) {
+        return cuda_workspace(points, offsets ? &*offsets : nullptr, keys ? &*keys : nullptr,
+                              {fraction, most}, gradient);
+      },
+      py::arg("points"), py::arg("offsets"), py::arg("keys"), py::kw_only(), py::arg("fraction"),
+      py::arg("most"), py::arg("gradient"));
+
+  module.def(
+      "cosine_margin_forward_cuda",
+      [](const Array& points, const Array& labels, const OptionalArray& offsets,
+         const OptionalArray& keys, const Array& losses, const OptionalArray& gradient,
+         const Array& workspace, double fraction, int64_t most, double margin, bool squared,
+         std::optional<int64_t> background, std::optional<int64_t> ignore_index, int64_t stream) {
+        const py::gil_scoped_release release;
+        forward_cuda(points, labels, offsets ? &*offsets : nullptr, keys ? &*keys : nullptr,
+                     {{margin, squared}, {background, ignore_index}, {fraction, most}}, losses,
+                     gradient ? &*gradient : nullptr, workspace, stream);
+      },
+      py::arg("points"), py::arg("labels"), py::arg("offsets"), py::arg("keys"), py::arg("losses"),
+      py::arg("gradient"), py::arg("workspace"), py::kw_only(), py::arg("fraction"),
+      py::arg("most"), py::arg("margin"), py::arg("squared"), py::arg("background"),
+      py::arg("ignore_index"), py::arg("stream"));
 }
 
 inline void bind_discriminative_cuda(py::module_& module) {
@@ -163,6 +197,32 @@ inline void bind_group_keypoints_cuda(py::module_& module) {
       py::arg("refine"), py::arg("pixels"), py::arg("people"), py::arg("num_people"),
       py::arg("keypoints"), py::arg("keypoint_scores"), py::arg("visibility"), py::kw_only(),
       py::arg("stream"));
+}
+
+inline void bind_group_on_sphere_cuda(py::module_& module) {
+  using namespace group_on_sphere;
+  using OptionalArray = std::optional<Array>;
+
+  module.def(
+      "group_on_sphere_cuda_workspace",
+      [](const Array& points, const OptionalArray& offsets) {
+        return cuda_workspace(points, offsets ? &*offsets : nullptr);
+      },
+      py::arg("points"), py::arg("offsets"));
+
+  module.def(
+      "group_on_sphere_cuda",
+      [](const Array& points, const OptionalArray& mask, const OptionalArray& offsets,
+         const Array& labels, const Array& centers, const Array& counts, const Array& num_instances,
+         const Array& workspace, double threshold, int64_t min_size, bool nearest, int64_t stream) {
+        const py::gil_scoped_release release;
+        group_cuda(points, mask ? &*mask : nullptr, offsets ? &*offsets : nullptr,
+                   {threshold, min_size, nearest}, {labels, centers, counts, num_instances},
+                   workspace, stream);
+      },
+      py::arg("points"), py::arg("mask"), py::arg("offsets"), py::arg("labels"), py::arg("centers"),
+      py::arg("counts"), py::arg("num_instances"), py::arg("workspace"), py::kw_only(),
+      py::arg("threshold"), py::arg("min_size"), py::arg("nearest"), py::arg("stream"));
 }
 
 inline void bind_instance_pool_cuda(py::module_& module) {
@@ -282,15 +342,60 @@ inline void bind_mean_shift_cuda(py::module_& module) {
       py::arg("stream"));
 }
 
+inline void bind_recurrent_mean_shift_cuda(py::module_& module) {
+  using namespace recurrent_mean_shift;
+  using OptionalArray = std::optional<Array>;
+
+  module.def(
+      "recurrent_mean_shift_cuda_workspace",
+      [](const Array& points, const OptionalArray& offsets, bool backward) {
+        return cuda_workspace(points, offsets ? &*offsets : nullptr, backward);
+      },
+      py::arg("points"), py::arg("offsets"), py::kw_only(), py::arg("backward"));
+
+  module.def(
+      "recurrent_mean_shift_forward_cuda",
+      [](const Array& points, const OptionalArray& mask, const OptionalArray& offsets,
+         const Array& shifted, const Array& norms, const Array& denominators,
+         const Array& workspace, double bandwidth, double step, double tolerance, int64_t stream) {
+        const py::gil_scoped_release release;
+        forward_cuda(points, mask ? &*mask : nullptr, offsets ? &*offsets : nullptr,
+                     {bandwidth, step, tolerance}, shifted, {norms, denominators}, workspace,
+                     stream);
+      },
+      py::arg("points"), py::arg("mask"), py::arg("offsets"), py::arg("shifted"), py::arg("norms"),
+      py::arg("denominators"), py::arg("workspace"), py::kw_only(), py::arg("bandwidth"),
+      py::arg("step"), py::arg("tolerance"), py::arg("stream"));
+
+  module.def(
+      "recurrent_mean_shift_backward_cuda",
+      [](const Array& grad_shifted, const Array& points, const OptionalArray& mask,
+         const OptionalArray& offsets, const Array& shifted, const Array& norms,
+         const Array& denominators, const Array& grad, const Array& workspace, double bandwidth,
+         double step, double tolerance, int64_t stream) {
+        const py::gil_scoped_release release;
+        backward_cuda(grad_shifted, points, shifted, mask ? &*mask : nullptr,
+                      offsets ? &*offsets : nullptr, {bandwidth, step, tolerance},
+                      {norms, denominators}, grad, workspace, stream);
+      },
+      py::arg("grad_shifted"), py::arg("points"), py::arg("mask"), py::arg("offsets"),
+      py::arg("shifted"), py::arg("norms"), py::arg("denominators"), py::arg("grad"),
+      py::arg("workspace"), py::kw_only(), py::arg("bandwidth"), py::arg("step"),
+      py::arg("tolerance"), py::arg("stream"));
+}
+
 inline void bind_cuda(py::module_& module) {
   module.def("cuda_device_count", &cuda::visible_devices);
   bind_associative_embedding_cuda(module);
+  bind_cosine_margin_cuda(module);
   bind_discriminative_cuda(module);
   bind_gather_at_cuda(module);
   bind_group_keypoints_cuda(module);
+  bind_group_on_sphere_cuda(module);
   bind_instance_pool_cuda(module);
   bind_label_statistics_cuda(module);
   bind_mean_shift_cuda(module);
+  bind_recurrent_mean_shift_cuda(module);
 }
 
 }  // namespace instembed::python

@@ -8,11 +8,17 @@ import torch
 from torch import Tensor
 
 from instembed import _arguments as arguments
-from instembed import _ops
+from instembed import _native, _ops
 from instembed._native import core, threads
-from instembed._pixels import flat_embeddings, flat_pixels, number_of_images
+from instembed._pixels import cuda_capacity, flat_embeddings, flat_pixels, number_of_images
 from instembed._sphere import unit_vectors
-from instembed.grouping.mean_shift import Grouping, Leftovers, check_capacity_holds, new_labels, new_tables
+from instembed.grouping.mean_shift import (
+    Grouping,
+    Leftovers,
+    check_capacity_holds,
+    new_labels,
+    new_tables,
+)
 
 
 def group_on_sphere(
@@ -44,7 +50,8 @@ def group_on_sphere(
         mask: (B, *spatial) or (N,), bool or of an integer dtype: where it is 0 a point takes no part and gets
             label 0.
         offsets: (B + 1,) for points: image b is points ``offsets[b]:offsets[b + 1]``. None is one image.
-        max_instances: capacity Kmax of the outputs. None: the largest number found in an image.
+        max_instances: capacity Kmax of the outputs. None: the largest number found in an image; on a GPU,
+            where finding that out would make the host wait, a sixteenth of an image's pixels, 64 to 4096.
         leftovers: what becomes of the points of small components: "noise" labels them 0, "nearest" gives
             them to the instance of the most similar centre (0 if there is none).
 
@@ -56,7 +63,8 @@ def group_on_sphere(
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, dtype, shape, device or value, or an image has
-            more instances than ``max_instances``.
+            more instances than ``max_instances`` (on a GPU only under :func:`instembed.set_overflow_checks`;
+            else such an image has zeros throughout and ``num_instances`` is greater than the capacity).
     """
     arguments.check_embeddings("embeddings", embeddings, points=True)
     threshold = arguments.check_number("threshold", threshold, at_least=-1)
@@ -117,11 +125,47 @@ def _group_cpu(
     return labels, centers, counts, instances
 
 
+@_ops.cuda("group_on_sphere")
+def _group_cuda(
+    points: Tensor,
+    mask: Tensor | None,
+    offsets: Tensor | None,
+    threshold: float,
+    min_size: int,
+    max_instances: int | None,
+    leftovers: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    cuda_core = _native.cuda_core()
+    labels = new_labels(points)
+    capacity = cuda_capacity(points, offsets, max_instances)
+    centers, counts, instances, _ = new_tables(points, number_of_images(points, offsets), capacity)
+    flat = flat_embeddings(points)
+    bytes_needed = cuda_core.group_on_sphere_cuda_workspace(flat, offsets)
+    cuda_core.group_on_sphere_cuda(
+        flat,
+        None if mask is None else flat_pixels(mask, points),
+        offsets,
+        flat_pixels(labels, points),
+        centers,
+        counts,
+        instances,
+        points.new_empty(bytes_needed, dtype=torch.uint8),
+        threshold=threshold,
+        min_size=min_size,
+        nearest=leftovers == "nearest",
+        stream=_native.stream_of(points),
+    )
+    _native.check_overflow(instances, capacity)
+    return labels, centers, counts, instances
+
+
 @_ops.fake("group_on_sphere")
 def _group_fake(
     points: Tensor, mask: Tensor | None, offsets: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    capacity = _ops.capacity(options[2])
+    max_instances = options[2]
+    on_gpu = points.device.type == "cuda"
+    capacity = cuda_capacity(points, offsets, max_instances) if on_gpu else _ops.capacity(max_instances)
     centers, counts, instances, _ = new_tables(points, number_of_images(points, offsets), capacity)
     return new_labels(points), centers, counts, instances
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from instembed import _arguments as arguments
-from instembed import _ops
+from instembed import _native, _ops
 from instembed._native import core, threads
 from instembed._pixels import empty_gradient, flat_embeddings, flat_pixels
 from instembed._sphere import moved_by_a_constant, unit_vectors
@@ -217,6 +217,70 @@ def _shift_backward_cpu(
         step=step,
         tolerance=tolerance,
         threads=threads(),
+    )
+    return gradient
+
+
+@_ops.cuda("recurrent_mean_shift")
+def _shift_cuda(
+    points: Tensor,
+    mask: Tensor | None,
+    offsets: Tensor | None,
+    bandwidth: float,
+    step: float,
+    tolerance: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    cuda_core = _native.cuda_core()
+    shifted, norms, denominators = _new_outputs(points)
+    flat = flat_embeddings(points)
+    bytes_needed = cuda_core.recurrent_mean_shift_cuda_workspace(flat, offsets, backward=False)
+    cuda_core.recurrent_mean_shift_forward_cuda(
+        flat,
+        None if mask is None else flat_pixels(mask, points),
+        offsets,
+        flat_embeddings(shifted),
+        flat_pixels(norms, points),
+        flat_pixels(denominators, points),
+        points.new_empty(bytes_needed, dtype=torch.uint8),
+        bandwidth=bandwidth,
+        step=step,
+        tolerance=tolerance,
+        stream=_native.stream_of(points),
+    )
+    return shifted, norms, denominators
+
+
+@_ops.cuda("recurrent_mean_shift_backward")
+def _shift_backward_cuda(
+    grad_shifted: Tensor,
+    points: Tensor,
+    mask: Tensor | None,
+    offsets: Tensor | None,
+    bandwidth: float,
+    step: float,
+    tolerance: float,
+    shifted: Tensor,
+    norms: Tensor,
+    denominators: Tensor,
+) -> Tensor:
+    cuda_core = _native.cuda_core()
+    gradient = empty_gradient(points)
+    flat = flat_embeddings(points)
+    bytes_needed = cuda_core.recurrent_mean_shift_cuda_workspace(flat, offsets, backward=True)
+    cuda_core.recurrent_mean_shift_backward_cuda(
+        flat_embeddings(grad_shifted),
+        flat,
+        None if mask is None else flat_pixels(mask, points),
+        offsets,
+        flat_embeddings(shifted),
+        flat_pixels(norms, points),
+        flat_pixels(denominators, points),
+        flat_embeddings(gradient),
+        points.new_empty(bytes_needed, dtype=torch.uint8),
+        bandwidth=bandwidth,
+        step=step,
+        tolerance=tolerance,
+        stream=_native.stream_of(points),
     )
     return gradient
 

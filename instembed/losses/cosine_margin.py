@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from instembed import _arguments as arguments
-from instembed import _ops
+from instembed import _native, _ops
 from instembed._native import core, threads
 from instembed._pixels import empty_gradient, flat_embeddings, flat_pixels, number_of_images
 from instembed._sphere import ALL, sampling, unit_vectors
@@ -224,6 +224,60 @@ def _loss_backward_cpu(
     factors = grad_losses.detach()
     if offsets is not None:
         factors = factors.repeat_interleave(offsets.diff())
+    elif gradient.dim() == 2:
+        factors = factors.expand(len(gradient))
+    scaled = empty_gradient(gradient)
+    return torch.mul(gradient.detach(), factors.view(-1, *[1] * (gradient.dim() - 1)), out=scaled)
+
+
+@_ops.cuda("cosine_margin_loss")
+def _loss_cuda(
+    points: Tensor,
+    labels: Tensor,
+    offsets: Tensor | None,
+    keys: Tensor | None,
+    fraction: float,
+    most: int,
+    margin: float,
+    squared: bool,
+    background: int | None,
+    ignore_index: int | None,
+    differentiable: bool,
+) -> tuple[Tensor, Tensor]:
+    cuda_core = _native.cuda_core()
+    losses, gradient = _new_outputs(points, offsets, differentiable)
+    flat = flat_embeddings(points)
+    flat_keys = None if keys is None else flat_pixels(keys, points)
+    bytes_needed = cuda_core.cosine_margin_cuda_workspace(
+        flat, offsets, flat_keys, fraction=fraction, most=most, gradient=differentiable
+    )
+    cuda_core.cosine_margin_forward_cuda(
+        flat,
+        flat_pixels(labels, points),
+        offsets,
+        flat_keys,
+        losses,
+        flat_embeddings(gradient) if differentiable else None,
+        points.new_empty(bytes_needed, dtype=torch.uint8),
+        fraction=fraction,
+        most=most,
+        margin=margin,
+        squared=squared,
+        background=background,
+        ignore_index=ignore_index,
+        stream=_native.stream_of(points),
+    )
+    return losses, gradient
+
+
+@_ops.cuda("cosine_margin_loss_backward")
+def _loss_backward_cuda(
+    grad_losses: Tensor, points: Tensor, gradient: Tensor, offsets: Tensor | None
+) -> Tensor:
+    factors = grad_losses.detach()
+    if offsets is not None:  # repeat_interleave would wait for the device, and trust the offsets
+        images = torch.bucketize(torch.arange(len(gradient), device=offsets.device), offsets[1:], right=True)
+        factors = torch.cat([factors, factors.new_full((1,), torch.nan)])[images]
     elif gradient.dim() == 2:
         factors = factors.expand(len(gradient))
     scaled = empty_gradient(gradient)

@@ -18,12 +18,15 @@ struct Test {
 
 const std::vector<Test> kTests = {{"simulator", test_simulator},
                                   {"associative_embedding", test_associative_embedding},
+                                  {"cosine_margin", test_cosine_margin},
                                   {"discriminative", test_discriminative},
                                   {"gather_at", test_gather_at},
                                   {"group_keypoints", test_group_keypoints},
+                                  {"group_on_sphere", test_group_on_sphere},
                                   {"instance_pool", test_instance_pool},
                                   {"label_statistics", test_label_statistics},
-                                  {"mean_shift", test_mean_shift}};
+                                  {"mean_shift", test_mean_shift},
+                                  {"recurrent_mean_shift", test_recurrent_mean_shift}};
 
 int run(int schedules, const std::vector<std::string>& names) {
   size_t found = 0;

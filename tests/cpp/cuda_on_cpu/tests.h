@@ -55,12 +55,15 @@ inline void for_schedules(int schedules, const std::function<void()>& test) {
 }
 
 void test_associative_embedding(int schedules);
+void test_cosine_margin(int schedules);
 void test_discriminative(int schedules);
 void test_gather_at(int schedules);
 void test_group_keypoints(int schedules);
+void test_group_on_sphere(int schedules);
 void test_instance_pool(int schedules);
 void test_label_statistics(int schedules);
 void test_mean_shift(int schedules);
+void test_recurrent_mean_shift(int schedules);
 void test_simulator(int schedules);
 
 }  // namespace instembed

@@ -1,0 +1,1 @@
+#include "cosine_margin/cuda.cuh"

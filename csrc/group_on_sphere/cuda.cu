@@ -1,0 +1,1 @@
+#include "group_on_sphere/cuda.cuh"

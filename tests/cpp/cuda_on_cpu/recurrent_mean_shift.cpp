@@ -1,0 +1,1 @@
+#include "recurrent_mean_shift/cuda.cuh"
