@@ -1,8 +1,8 @@
 // K is symmetric, so a pair of tiles is computed once and serves the rows of both.
 //
-// Tiles are skipped where their caps prove that all values between them are too small. Within a
-// pair of tiles, a block of kBlock rows and one vector of columns is left out after its
-// similarities are known, if all of them are too small.
+// Tiles are skipped where their caps, or the gap between them along the line through their centres,
+// prove that all values between them are too small. Within a pair of tiles, blocks of a few rows
+// and columns are left out after their similarities are known, if all of them are too small.
 #include "recurrent_mean_shift/pairs.h"
 
 #include <algorithm>
@@ -18,8 +18,6 @@
 namespace instembed::recurrent_mean_shift {
 namespace {
 
-using sphere::add_dots;
-using sphere::BlockMap;
 using sphere::kBlock;
 using sphere::Range;
 
@@ -30,26 +28,38 @@ double least_value(const Rule& rule) {
   return std::max<double>(rule.tolerance / kTile, std::numeric_limits<A>::min());
 }
 
+// Rows whose similarities registers hold, in vectors of P pieces.
+template <int P>
+constexpr int kRows = kBlock / P;
+constexpr int kFewest = kRows<2>;
+
+// Which blocks of kRows<P> rows and kBlock columns of a pair of tiles have any value.
+struct Map {
+  uint8_t rows[kTile / kFewest];     // bit c: block (r, c) has
+  uint16_t columns[kTile / kBlock];  // bit r: block (r, c) has
+};
+
 // Kernel values of one pair of tiles.
 template <class A>
 struct alignas(64) Block {
   A kernel[kTile * kTile];    // K, row by row
   A weighted[kTile * kTile];  // W
-  BlockMap map;
+  Map map;
 };
 
 template <class A>
 struct Numbers {  // of the rule
-  A scale;        // of -|x - y|^2 / 2 in the power of 2
-  A least;        // powers below it do not count
-  A least_dot;    // nor do pairs whose x . y is below it
+  A scale;      // of -|x - y|^2 / 2 in the power of 2
+  A least_dot;  // pairs whose x . y is below it do not count
+  A gap;        // nor do those that are further apart
   A rate;
 
   Numbers(const Rule& rule, A smallest_half, int64_t channels) {
     const double log2e = 1.44269504088896340736;
     scale = static_cast<A>(rule.rate() * log2e);
-    least = static_cast<A>(std::log2(least_value<A>(rule)));
-    least_dot = 2 * smallest_half + least / scale - static_cast<A>(sphere::rounding<A>(channels));
+    const double power = std::log2(least_value<A>(rule)) / (rule.rate() * log2e);
+    least_dot = static_cast<A>(2 * smallest_half + power - sphere::rounding<A>(channels));
+    gap = static_cast<A>(std::sqrt(-2 * power));
     rate = static_cast<A>(rule.rate());
   }
 };
@@ -67,74 +77,91 @@ struct Side {  // a tile's part in a pair
   double* numbers;
 };
 
-// kBlock rows and V vectors of columns, each in P pieces.
+template <class A, int P, int V>
+using Dots = Piece<A, P>[kRows<P>][V];
+
+// Kernel values of kRows<P> rows from r0 and Q pieces of columns from c0, from their dot products.
+template <class A, int P, int Q, int V, bool weighted>
+INSTEMBED_INLINE void fill_columns(const Side<A>& I, const Side<A>& J, int64_t channels,
+                                   int64_t padded, const Numbers<A>& numbers, int64_t r0, int64_t c0,
+                                   const Dots<A, P, V>& dots, int first, Block<A>* block,
+                                   Piece<A, P>* row_sums, Piece<A, P>* column_sums) {
+  using Part = Piece<A, P>;
+  using Mask = Piece<MaskLane<A>, P>;
+  constexpr int kBits = 8 * sizeof(A) - 1, lanes = kLanes<A> / P, R = kRows<P>;
+  const Part scale = splat_as<Part>(numbers.scale);
+  Part values[R][Q];
+#pragma GCC unroll 2
+  for (int q = 0; q < Q; ++q) {
+    const int64_t c = c0 + q * lanes;
+    const Part halves = load<Part>(J.halves + c);
+    Part column_sum{};
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      Part power = (dots[r][first + q] - splat_as<Part>(I.halves[r0 + r]) - halves) * scale;
+      power = keep(power, reinterpret_cast<Mask>(power) >> kBits);  // rounding may leave it above
+      const Part value = exp2_lanes<A>(power);
+      store(block->kernel + (r0 + r) * kTile + c, value);
+      if constexpr (weighted) {
+        values[r][q] = value;
+      } else {
+        row_sums[r] += value;
+        column_sum += value;
+      }
+    }
+    if constexpr (!weighted) column_sums[c / lanes] += column_sum;
+  }
+  if constexpr (weighted) {
+    Part slopes[R][Q];
+    sphere::add_block_dots<A, R, Q, true>(I.rows + r0 * padded, padded, J.a_planar + c0, J.width,
+                                          channels, slopes);
+    sphere::add_block_dots<A, R, Q, false>(I.a_rows + r0 * padded, padded, J.planar + c0, J.width,
+                                           channels, slopes);
+    const Part rate = splat_as<Part>(numbers.rate);
+#pragma GCC unroll 2
+    for (int q = 0; q < Q; ++q) {
+      const int64_t c = c0 + q * lanes;
+      const Part b = load<Part>(J.b + c);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        store(block->weighted + (r0 + r) * kTile + c,
+              values[r][q] * rate * (slopes[r][q] - splat_as<Part>(I.b[r0 + r]) - b));
+      }
+    }
+  }
+}
+
+// The same for V pieces of columns, where any is large enough.
 template <class A, int P, int V, bool weighted>
 INSTEMBED_INLINE void fill_block(const Side<A>& I, const Side<A>& J, int64_t channels,
                                  int64_t padded, const Numbers<A>& numbers, int64_t r0, int64_t c0,
                                  Block<A>* block, Piece<A, P>* row_sums, Piece<A, P>* column_sums) {
   using Part = Piece<A, P>;
   using Mask = Piece<MaskLane<A>, P>;
-  constexpr int kBits = 8 * sizeof(A) - 1, lanes = kLanes<A> / P;
-  const Part scale = splat_as<Part>(numbers.scale), least = splat_as<Part>(numbers.least);
-  Part powers[kBlock][V * P];
-  Mask near[V] = {};
-  add_dots<A, P, V, true>(I.rows + r0 * padded, padded, J.planar + c0, J.width, channels, powers,
-                          [&](int v, const Part& dot) {
-                            near[v] |=
-                                reinterpret_cast<Mask>(splat_as<Part>(numbers.least_dot) - dot);
-                          });
-#pragma GCC unroll 2
+  constexpr int kBits = 8 * sizeof(A) - 1, lanes = kLanes<A> / P, R = kRows<P>;
+  constexpr int Q = lanes < kBlock ? kBlock / lanes : 1;      // pieces that go together
+  constexpr int kWide = lanes < kBlock ? 1 : lanes / kBlock;  // blocks that they cover
+  Dots<A, P, V> dots;
+  sphere::add_block_dots<A, R, V, true>(I.rows + r0 * padded, padded, J.planar + c0, J.width,
+                                        channels, dots);
+  const Part least = splat_as<Part>(numbers.least_dot);
+  Mask near[V / Q] = {}, any{};
+#pragma GCC unroll 4
   for (int v = 0; v < V; ++v) {
-    if (!any_lane(near[v] >> kBits)) continue;
-    const int64_t column = c0 + v * kLanes<A>;
-    Mask any{};
-#pragma GCC unroll 2
-    for (int p = 0; p < P; ++p) {
-      const Part halves = load<Part>(J.halves + column + p * lanes);
 #pragma GCC unroll 8
-      for (int r = 0; r < kBlock; ++r) {
-        Part& power = powers[r][v * P + p];
-        power = (power - splat_as<Part>(I.halves[r0 + r]) - halves) * scale;
-        any |= reinterpret_cast<Mask>(least - power);
-      }
-    }
-    if (!any_lane(any >> kBits)) continue;
-    constexpr int kWide = kLanes<A> / kBlock;
-    block->map.rows[r0 / kBlock] |= ((1 << kWide) - 1) << (column / kBlock);
-    for (int k = 0; k < kWide; ++k) block->map.columns[column / kBlock + k] |= 1 << (r0 / kBlock);
-#pragma GCC unroll 2
-    for (int p = 0; p < P; ++p) {
-      const int64_t c = column + p * lanes;
-      Part column_sum{};
-#pragma GCC unroll 8
-      for (int r = 0; r < kBlock; ++r) {
-        Part& power = powers[r][v * P + p];
-        power = keep(power, reinterpret_cast<Mask>(power) >> kBits);  // rounding may leave it above
-        power = exp2_lanes<A>(power);
-        store(block->kernel + (r0 + r) * kTile + c, power);
-        if constexpr (!weighted) {
-          row_sums[r] += power;
-          column_sum += power;
-        }
-      }
-      if constexpr (!weighted) column_sums[c / lanes] += column_sum;
-    }
-    if constexpr (weighted) {
-      Part dots[kBlock][P];
-      add_dots<A, P, 1>(I.rows + r0 * padded, padded, J.a_planar + column, J.width, channels, dots);
-      add_dots<A, P, 1, false>(I.a_rows + r0 * padded, padded, J.planar + column, J.width, channels,
-                               dots);
-#pragma GCC unroll 2
-      for (int p = 0; p < P; ++p) {
-        const int64_t c = column + p * lanes;
-        const Part b = load<Part>(J.b + c), rate = splat_as<Part>(numbers.rate);
-#pragma GCC unroll 8
-        for (int r = 0; r < kBlock; ++r) {
-          store(block->weighted + (r0 + r) * kTile + c,
-                powers[r][v * P + p] * rate * (dots[r][p] - splat_as<Part>(I.b[r0 + r]) - b));
-        }
-      }
-    }
+    for (int r = 0; r < R; ++r) near[v / Q] |= reinterpret_cast<Mask>(least - dots[r][v]);
+  }
+#pragma GCC unroll 4
+  for (int k = 0; k < V / Q; ++k) any |= near[k];
+  if (!any_lane(any >> kBits)) return;
+#pragma GCC unroll 4
+  for (int k = 0; k < V / Q; ++k) {
+    if (V > Q && !any_lane(near[k] >> kBits)) continue;
+    const int64_t column = c0 + k * Q * lanes;
+    block->map.rows[r0 / R] |= ((1 << kWide) - 1) << (column / kBlock);
+    for (int w = 0; w < kWide; ++w) block->map.columns[column / kBlock + w] |= 1 << (r0 / R);
+    fill_columns<A, P, Q, V, weighted>(I, J, channels, padded, numbers, r0, column, dots, k * Q,
+                                       block, row_sums, column_sums);
   }
 }
 
@@ -143,52 +170,58 @@ INSTEMBED_INLINE void fill_pair(const Side<A>& I, const Side<A>& J, int64_t chan
                                 int64_t padded, const Numbers<A>& numbers, Block<A>* block,
                                 bool both) {
   constexpr int64_t L = kLanes<A>, lanes = L / P;
+  constexpr int R = kRows<P>;
   Piece<A, P> column_sums[kTile / lanes] = {};
   block->map = {};
-  for (int64_t r = 0; r < I.width; r += kBlock) {
-    Piece<A, P> row_sums[kBlock] = {};
+  for (int64_t r = 0; r < I.width; r += R) {
+    Piece<A, P> row_sums[R] = {};
     int64_t c = 0;
     for (; P == 1 && c + 2 * L <= J.width; c += 2 * L) {
       fill_block<A, P, 2, weighted>(I, J, channels, padded, numbers, r, c, block, row_sums,
                                     column_sums);
     }
     for (; c < J.width; c += L) {
-      fill_block<A, P, 1, weighted>(I, J, channels, padded, numbers, r, c, block, row_sums,
+      fill_block<A, P, P, weighted>(I, J, channels, padded, numbers, r, c, block, row_sums,
                                     column_sums);
     }
-    if constexpr (!weighted) add_lane_sums<A, kBlock, lanes>(row_sums, I.numbers + r);
+    if constexpr (!weighted) {
+      if (block->map.rows[r / R]) add_lane_sums<A, R, lanes>(row_sums, I.numbers + r);
+    }
   }
   if constexpr (!weighted) {
     if (!both) return;
-    A sums[kTile];
-    for (int64_t c = 0; c < J.width; c += lanes) store(sums + c, column_sums[c / lanes]);
-    for (int64_t c = 0; c < J.width; ++c) J.numbers[c] += sums[c];
+    for (int64_t c = 0; c < J.width; c += lanes) {
+      if (block->map.columns[c / kBlock]) sphere::add_lanes<A>(J.numbers + c, column_sums[c / lanes]);
+    }
   }
 }
 
-// The sums of `to`, whose blocks lie `across` apart, over the points of `from`.
-template <class A, int P, bool weighted>
-INSTEMBED_INLINE void multiply(const Block<A>& block, const uint8_t* blocks, int64_t across,
+// The sums of `to`, in blocks of `height`, over the points of `from`, in blocks of `length`.
+template <class A, int P, int height, int length, bool weighted, class Bits>
+INSTEMBED_INLINE void multiply(const Block<A>& block, const Bits* blocks, int64_t across,
                                int64_t along, const Side<A>& from, const Side<A>& to,
                                int64_t padded) {
   if constexpr (weighted) {
     const sphere::Term<A> terms[] = {{block.kernel, from.a_rows}, {block.weighted, from.rows}};
-    sphere::multiply<A, P>(terms, blocks, across, along, to.width, padded, to.vectors);
+    sphere::multiply<A, P, height, length>(terms, blocks, across, along, to.width, padded,
+                                           to.vectors);
   } else {
     const sphere::Term<A> terms[] = {{block.kernel, from.rows}};
-    sphere::multiply<A, P>(terms, blocks, across, along, to.width, padded, to.vectors);
+    sphere::multiply<A, P, height, length>(terms, blocks, across, along, to.width, padded,
+                                           to.vectors);
   }
 }
 
 template <class A, int P, bool weighted>
 INSTEMBED_INLINE void add_pair(const Side<A>& I, const Side<A>& J, int64_t channels, int64_t padded,
                                const Numbers<A>& numbers, Block<A>* block, bool both) {
+  constexpr int R = kRows<P>;
   fill_pair<A, P, weighted>(I, J, channels, padded, numbers, block, both);
   if (weighted && !both) {  // along the point itself, which leaves the tangent alone
     for (int64_t r = 0; r < I.width; ++r) block->weighted[r * kTile + r] = 0;
   }
-  multiply<A, P, weighted>(*block, block->map.rows, kTile, 1, J, I, padded);
-  if (both) multiply<A, P, weighted>(*block, block->map.columns, 1, kTile, I, J, padded);
+  multiply<A, P, R, kBlock, weighted>(*block, block->map.rows, kTile, 1, J, I, padded);
+  if (both) multiply<A, P, kBlock, R, weighted>(*block, block->map.columns, 1, kTile, I, J, padded);
 }
 
 template <class A>
