@@ -49,26 +49,32 @@ struct alignas(64) Block {
 
 template <class A>
 struct Numbers {  // of the rule
-  A scale;      // of -|x - y|^2 / 2 in the power of 2
-  A least_dot;  // pairs whose x . y is below it do not count
-  A gap;        // nor do those that are further apart
+  A scale;  // of -|x - y|^2 / 2 in the power of 2
+  A gap;    // pairs that are further apart do not count
   A rate;
 
-  Numbers(const Rule& rule, A smallest_half, int64_t channels) {
+  explicit Numbers(const Rule& rule) {
     const double log2e = 1.44269504088896340736;
     scale = static_cast<A>(rule.rate() * log2e);
-    const double power = std::log2(least_value<A>(rule)) / (rule.rate() * log2e);
-    least_dot = static_cast<A>(2 * smallest_half + power - sphere::rounding<A>(channels));
-    gap = static_cast<A>(std::sqrt(-2 * power));
+    gap = static_cast<A>(std::sqrt(-2 * std::log(least_value<A>(rule)) / rule.rate()));
     rate = static_cast<A>(rule.rate());
   }
+};
+
+// Sums over channels that begin with `before` of x and from which `after` of y is taken are
+// -|x - y|^2 / 2, and 0 for equal points however lengths were rounded. Pairs that count have
+// positive sums already before.
+template <class A>
+struct Ends {
+  Lines<A> before, after;
 };
 
 template <class A>
 struct Side {  // a tile's part in a pair
   const A* rows;
   const A* planar;
-  const A* halves;
+  const A* before;
+  const A* after;
   int64_t width;
   const A* a_rows;
   const A* a_planar;
@@ -80,27 +86,32 @@ struct Side {  // a tile's part in a pair
 template <class A, int P, int V>
 using Dots = Piece<A, P>[kRows<P>][V];
 
-// Kernel values of kRows<P> rows from r0 and Q pieces of columns from c0, from their dot products.
+// -|v| of every lane.
+template <class V>
+INSTEMBED_INLINE V negative(const V& v) {
+  constexpr Lane<Bits<V>> kSign = Lane<Bits<V>>{1} << (8 * sizeof(kSign) - 1);
+  return reinterpret_cast<V>(reinterpret_cast<Bits<V>>(v) | kSign);
+}
+
+// Kernel values of kRows<P> rows from r0 and Q pieces of columns from c0, from their sums.
 template <class A, int P, int Q, int V, bool weighted>
 INSTEMBED_INLINE void fill_columns(const Side<A>& I, const Side<A>& J, int64_t channels,
                                    int64_t padded, const Numbers<A>& numbers, int64_t r0, int64_t c0,
                                    const Dots<A, P, V>& dots, int first, Block<A>* block,
                                    Piece<A, P>* row_sums, Piece<A, P>* column_sums) {
   using Part = Piece<A, P>;
-  using Mask = Piece<MaskLane<A>, P>;
-  constexpr int kBits = 8 * sizeof(A) - 1, lanes = kLanes<A> / P, R = kRows<P>;
+  constexpr int lanes = kLanes<A> / P, R = kRows<P>;
   const Part scale = splat_as<Part>(numbers.scale);
   Part values[R][Q];
 #pragma GCC unroll 2
   for (int q = 0; q < Q; ++q) {
     const int64_t c = c0 + q * lanes;
-    const Part halves = load<Part>(J.halves + c);
+    const Part after = load<Part>(J.after + c);
     Part column_sum{};
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      Part power = (dots[r][first + q] - splat_as<Part>(I.halves[r0 + r]) - halves) * scale;
-      power = keep(power, reinterpret_cast<Mask>(power) >> kBits);  // rounding may leave it above
-      const Part value = exp2_lanes<A>(power);
+      const Part power = (dots[r][first + q] - after) * scale;
+      const Part value = exp2_lanes<A>(negative(power));  // rounding may leave it above
       store(block->kernel + (r0 + r) * kTile + c, value);
       if constexpr (weighted) {
         values[r][q] = value;
@@ -113,10 +124,15 @@ INSTEMBED_INLINE void fill_columns(const Side<A>& I, const Side<A>& J, int64_t c
   }
   if constexpr (weighted) {
     Part slopes[R][Q];
-    sphere::add_block_dots<A, R, Q, true>(I.rows + r0 * padded, padded, J.a_planar + c0, J.width,
-                                          channels, slopes);
-    sphere::add_block_dots<A, R, Q, false>(I.a_rows + r0 * padded, padded, J.planar + c0, J.width,
-                                           channels, slopes);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+      for (int q = 0; q < Q; ++q) slopes[r][q] = splat_as<Part>(-I.b[r0 + r]);
+    }
+    sphere::add_block_dots<A, R, Q>(I.rows + r0 * padded, padded, J.a_planar + c0, J.width,
+                                    channels, slopes);
+    sphere::add_block_dots<A, R, Q>(I.a_rows + r0 * padded, padded, J.planar + c0, J.width,
+                                    channels, slopes);
     const Part rate = splat_as<Part>(numbers.rate);
 #pragma GCC unroll 2
     for (int q = 0; q < Q; ++q) {
@@ -125,13 +141,13 @@ INSTEMBED_INLINE void fill_columns(const Side<A>& I, const Side<A>& J, int64_t c
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         store(block->weighted + (r0 + r) * kTile + c,
-              values[r][q] * rate * (slopes[r][q] - splat_as<Part>(I.b[r0 + r]) - b));
+              values[r][q] * rate * (slopes[r][q] - b));
       }
     }
   }
 }
 
-// The same for V pieces of columns, where any is large enough.
+// The same for V pieces of columns, where any value counts.
 template <class A, int P, int V, bool weighted>
 INSTEMBED_INLINE void fill_block(const Side<A>& I, const Side<A>& J, int64_t channels,
                                  int64_t padded, const Numbers<A>& numbers, int64_t r0, int64_t c0,
@@ -142,21 +158,28 @@ INSTEMBED_INLINE void fill_block(const Side<A>& I, const Side<A>& J, int64_t cha
   constexpr int Q = lanes < kBlock ? kBlock / lanes : 1;      // pieces that go together
   constexpr int kWide = lanes < kBlock ? 1 : lanes / kBlock;  // blocks that they cover
   Dots<A, P, V> dots;
-  sphere::add_block_dots<A, R, V, true>(I.rows + r0 * padded, padded, J.planar + c0, J.width,
-                                        channels, dots);
-  const Part least = splat_as<Part>(numbers.least_dot);
-  Mask near[V / Q] = {}, any{};
-#pragma GCC unroll 4
-  for (int v = 0; v < V; ++v) {
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) near[v / Q] |= reinterpret_cast<Mask>(least - dots[r][v]);
-  }
+  for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-  for (int k = 0; k < V / Q; ++k) any |= near[k];
-  if (!any_lane(any >> kBits)) return;
+    for (int v = 0; v < V; ++v) dots[r][v] = splat_as<Part>(I.before[r0 + r]);
+  }
+  sphere::add_block_dots<A, R, V>(I.rows + r0 * padded, padded, J.planar + c0, J.width, channels,
+                                  dots);
+  Mask far[V / Q], all = ~Mask{};
 #pragma GCC unroll 4
   for (int k = 0; k < V / Q; ++k) {
-    if (V > Q && !any_lane(near[k] >> kBits)) continue;
+    far[k] = ~Mask{};
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) far[k] &= reinterpret_cast<Mask>(dots[r][k * Q + q]);
+    }
+    all &= far[k];
+  }
+  if (!any_lane(~(all >> kBits))) return;
+#pragma GCC unroll 4
+  for (int k = 0; k < V / Q; ++k) {
+    if (V > Q && !any_lane(~(far[k] >> kBits))) continue;
     const int64_t column = c0 + k * Q * lanes;
     block->map.rows[r0 / R] |= ((1 << kWide) - 1) << (column / kBlock);
     for (int w = 0; w < kWide; ++w) block->map.columns[column / kBlock + w] |= 1 << (r0 / R);
@@ -227,7 +250,7 @@ INSTEMBED_INLINE void add_pair(const Side<A>& I, const Side<A>& J, int64_t chann
 template <class A>
 struct Work {
   const Cloud<A>& cloud;
-  const Lines<A>& halves;
+  const Ends<A>& ends;
   const Weights<A>* weights;
   const sphere::Caps<A>& caps;
   Numbers<A> numbers;
@@ -239,7 +262,8 @@ struct Work {
     Side<A> side{};
     side.rows = cloud.points.rows.data() + row;
     side.planar = cloud.points.planar.data() + planar;
-    side.halves = halves.data() + begin;
+    side.before = ends.before.data() + begin;
+    side.after = ends.after.data() + begin;
     side.width = cloud.width(t);
     side.vectors = sums->vectors.data() + row;
     side.numbers = sums->numbers.data() + begin;
@@ -279,51 +303,72 @@ INSTEMBED_RANGES(float, add_gradients, true)
 INSTEMBED_RANGES(double, add_gradients, true)
 #undef INSTEMBED_RANGES
 
-// Halves of the squared lengths, as the products of a row with itself are computed.
-template <class A>
-INSTEMBED_INLINE void square_lanes(const A* planar, int64_t width, int64_t channels, A* halves) {
-  for (int64_t i = 0; i < width; i += kLanes<A>) {
-    Vec<A> sum{};
+// sums += |x|^2 of every slot, as the products of a row with itself are computed.
+template <class A, class V>
+INSTEMBED_INLINE void square_lanes(const A* planar, int64_t width, int64_t channels, A* sums) {
+  for (int64_t i = 0; i < width; i += kLanesOf<V>) {
+    V sum = load<V>(sums + i);
     for (int64_t d = 0; d < channels; ++d) {
-      const Vec<A> x = load<Vec<A>>(planar + d * width + i);
+      const V x = load<V>(planar + d * width + i);
       sum += x * x;
     }
-    store(halves + i, sum * static_cast<A>(0.5));
+    store(sums + i, sum);
   }
 }
-INSTEMBED_SIMD void square(const float* planar, int64_t width, int64_t channels, float* halves) {
-  square_lanes(planar, width, channels, halves);
-}
-INSTEMBED_SIMD void square(const double* planar, int64_t width, int64_t channels, double* halves) {
-  square_lanes(planar, width, channels, halves);
+#define INSTEMBED_SQUARE(A)                                                                      \
+  INSTEMBED_SIMD_WIDTHS(void square(const A* planar, int64_t width, int64_t channels, A* sums),  \
+                        square_lanes<A, Piece<A, sphere::pieces(kBytes)>>(planar, width, channels, sums))
+INSTEMBED_SQUARE(float)
+INSTEMBED_SQUARE(double)
+#undef INSTEMBED_SQUARE
+
+template <class A>
+Ends<A> find_ends(const Cloud<A>& cloud, const Rule& rule, int threads) {
+  constexpr A kFar = std::numeric_limits<A>::max() / 4;  // from everything: slots without a point
+  const int64_t slots = cloud.tiles.slots();
+  Ends<A> ends{Lines<A>(slots), Lines<A>(slots)};
+  const auto add_squares = [&](int64_t t, A* sums) {
+    const int64_t begin = cloud.tiles.begin[t];
+    square(cloud.points.planar.data() + begin * cloud.channels, cloud.width(t), cloud.channels,
+           sums + begin);
+  };
+  A* before = ends.before.data();
+  A* after = ends.after.data();
+  parallel_for(cloud.tiles.size(), threads, [&](int64_t t) { add_squares(t, after); });
+  double least = std::numeric_limits<double>::infinity(), most = 0;
+  for (int64_t s = 0; s < slots; ++s) {
+    if (cloud.tiles.point[s] < 0) continue;
+    least = std::min<double>(least, after[s]);
+    most = std::max<double>(most, after[s]);
+  }
+  // The largest |x - y|^2 / 2 that counts, or that there is, short of |y|^2 / 2.
+  const double largest = std::min(-std::log(least_value<A>(rule)) / rule.rate(), 2 * most);
+  const double reach = largest - least / 2 + sphere::rounding<A>(cloud.channels);
+  parallel_for(cloud.tiles.size(), threads, [&](int64_t t) {
+    const int64_t begin = cloud.tiles.begin[t], end = cloud.tiles.begin[t + 1];
+    for (int64_t s = begin; s < end; ++s) {
+      before[s] = after[s] = static_cast<A>(reach) - after[s] / 2;
+    }
+    add_squares(t, after);
+    for (int64_t s = begin; s < end; ++s) {
+      if (cloud.tiles.point[s] >= 0) continue;
+      before[s] = -kFar;
+      after[s] = kFar;
+    }
+  });
+  return ends;
 }
 
 }  // namespace
 
 template <class A>
-Lines<A> find_halves(const Cloud<A>& cloud, int threads) {
-  constexpr A kFar = std::numeric_limits<A>::max() / 4;
-  Lines<A> halves(cloud.tiles.slots());
-  parallel_for(cloud.tiles.size(), threads, [&](int64_t t) {
-    const int64_t begin = cloud.tiles.begin[t], end = cloud.tiles.begin[t + 1];
-    square(cloud.points.planar.data() + begin * cloud.channels, end - begin, cloud.channels,
-           halves.data() + begin);
-    for (int64_t s = begin; s < end; ++s) {
-      if (cloud.tiles.point[s] < 0) halves.data()[s] = kFar;
-    }
-  });
-  return halves;
-}
-
-template <class A>
-void add_pairs(const Cloud<A>& cloud, const Lines<A>& halves, const Rule& rule,
-               const Weights<A>* weights, Sums* sums, int threads) {
+void add_pairs(const Cloud<A>& cloud, const Rule& rule, const Weights<A>* weights, Sums* sums,
+               int threads) {
   if (cloud.tiles.slots() == 0) return;
   const double least = 1 + std::log(least_value<A>(rule)) / rule.rate();
   const sphere::Caps<A> caps = sphere::find_caps(cloud, {least}, threads);
-  const A smallest = *std::min_element(halves.data(), halves.data() + cloud.tiles.slots());
-  const Numbers<A> numbers(rule, smallest, cloud.channels);
-  const Work<A> work{cloud, halves, weights, caps, numbers, sums};
+  const Ends<A> ends = find_ends(cloud, rule, threads);
+  const Work<A> work{cloud, ends, weights, caps, Numbers<A>(rule), sums};
   sphere::for_ranges(cloud.tiles.size(), threads,
                      [&](int64_t, int64_t, const Range& first, const Range& second) {
                        A flags[sphere::kLongest + kLanes<A>];
@@ -336,10 +381,8 @@ void add_pairs(const Cloud<A>& cloud, const Lines<A>& halves, const Rule& rule,
                      });
 }
 
-#define INSTEMBED_INSTANTIATE(A)                                                                   \
-  template Lines<A> find_halves(const Cloud<A>&, int);                                             \
-  template void add_pairs(const Cloud<A>&, const Lines<A>&, const Rule&, const Weights<A>*, Sums*, \
-                          int);
+#define INSTEMBED_INSTANTIATE(A) \
+  template void add_pairs(const Cloud<A>&, const Rule&, const Weights<A>*, Sums*, int);
 INSTEMBED_INSTANTIATE(float)
 INSTEMBED_INSTANTIATE(double)
 #undef INSTEMBED_INSTANTIATE

@@ -42,19 +42,16 @@ void for_ranges(int64_t tiles, int threads, F&& f) {
 // does not change a sum's order.
 constexpr int pieces(int bytes) { return bytes == 64 ? 1 : 2; }
 
-// The dot products of R rows and V pieces of columns: `sums` become them if `fresh`, else they are
-// added.
-template <class A, int R, int V, bool fresh, int W, class Piece>
+// sums += the dot products of R rows and V pieces of columns.
+template <class A, int R, int V, int W, class Piece>
 INSTEMBED_INLINE void add_block_dots(const A* rows, int64_t padded, const A* planar, int64_t width,
                                      int64_t channels, Piece (*sums)[W]) {
   constexpr int lanes = sizeof(Piece) / sizeof(A);
-  Piece own[R][V] = {};
-  if constexpr (!fresh) {
+  Piece own[R][V];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
+  for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) own[r][v] = sums[r][v];
-    }
+    for (int v = 0; v < V; ++v) own[r][v] = sums[r][v];
   }
   for (int64_t d = 0; d < channels; ++d) {
     Piece columns[V];
@@ -84,9 +81,9 @@ INSTEMBED_INLINE void find_dots(const A* rows, int64_t padded, const A* planar, 
   for (int v = 0; v < V; v += held) {
 #pragma GCC unroll 2
     for (int r = 0; r < kBlock; r += R) {
-      Piece<A, P> own[R][held * P];
-      add_block_dots<A, R, held * P, true>(rows + r * padded, padded, planar + v * kLanes<A>, width,
-                                           channels, own);
+      Piece<A, P> own[R][held * P] = {};
+      add_block_dots<A, R, held * P>(rows + r * padded, padded, planar + v * kLanes<A>, width,
+                                     channels, own);
 #pragma GCC unroll 8
       for (int k = 0; k < R; ++k) {
 #pragma GCC unroll 2
