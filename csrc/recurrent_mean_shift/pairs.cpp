@@ -49,21 +49,26 @@ struct alignas(64) Block {
 
 template <class A>
 struct Numbers {  // of the rule
-  A scale;  // of -|x - y|^2 / 2 in the power of 2
-  A gap;    // pairs that are further apart do not count
+  A scale;        // of -|x - y|^2 / 2 in the power of 2
+  A gap;          // pairs that are further apart do not count
   A rate;
+  A slack;  // what rounding adds to the products of two points and one vector
 
-  explicit Numbers(const Rule& rule) {
+  Numbers(const Rule& rule, int64_t channels) {
     const double log2e = 1.44269504088896340736;
     scale = static_cast<A>(rule.rate() * log2e);
     gap = static_cast<A>(std::sqrt(-2 * std::log(least_value<A>(rule)) / rule.rate()));
     rate = static_cast<A>(rule.rate());
+    slack = static_cast<A>(4 * sphere::rounding<A>(channels));
   }
 };
 
 // Sums over channels that begin with `before` of x and from which `after` of y is taken are
 // -|x - y|^2 / 2, and 0 for equal points however lengths were rounded. Pairs that count have
 // positive sums already before.
+template <class A>
+constexpr A kFar = std::numeric_limits<A>::max() / 4;  // from everything: slots without a point
+
 template <class A>
 struct Ends {
   Lines<A> before, after;
@@ -96,9 +101,10 @@ INSTEMBED_INLINE V negative(const V& v) {
 // Kernel values of kRows<P> rows from r0 and Q pieces of columns from c0, from their sums.
 template <class A, int P, int Q, int V, bool weighted>
 INSTEMBED_INLINE void fill_columns(const Side<A>& I, const Side<A>& J, int64_t channels,
-                                   int64_t padded, const Numbers<A>& numbers, int64_t r0, int64_t c0,
-                                   const Dots<A, P, V>& dots, int first, Block<A>* block,
-                                   Piece<A, P>* row_sums, Piece<A, P>* column_sums) {
+                                   int64_t padded, const Numbers<A>& numbers, int64_t r0,
+                                   int64_t c0, const Dots<A, P, V>& dots, int first,
+                                   Block<A>* block, Piece<A, P>* row_sums,
+                                   Piece<A, P>* column_sums) {
   using Part = Piece<A, P>;
   constexpr int lanes = kLanes<A> / P, R = kRows<P>;
   const Part scale = splat_as<Part>(numbers.scale);
@@ -140,8 +146,7 @@ INSTEMBED_INLINE void fill_columns(const Side<A>& I, const Side<A>& J, int64_t c
       const Part b = load<Part>(J.b + c);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        store(block->weighted + (r0 + r) * kTile + c,
-              values[r][q] * rate * (slopes[r][q] - b));
+        store(block->weighted + (r0 + r) * kTile + c, values[r][q] * rate * (slopes[r][q] - b));
       }
     }
   }
@@ -214,7 +219,8 @@ INSTEMBED_INLINE void fill_pair(const Side<A>& I, const Side<A>& J, int64_t chan
   if constexpr (!weighted) {
     if (!both) return;
     for (int64_t c = 0; c < J.width; c += lanes) {
-      if (block->map.columns[c / kBlock]) sphere::add_lanes<A>(J.numbers + c, column_sums[c / lanes]);
+      if (block->map.columns[c / kBlock])
+        sphere::add_lanes<A>(J.numbers + c, column_sums[c / lanes]);
     }
   }
 }
@@ -276,6 +282,61 @@ struct Work {
   }
 };
 
+// `least` and, where it is less, (centre of tile i - centre of tile j) . x, of V pieces of the
+// points x of tile i from slot c.
+template <class A, int P, int V>
+INSTEMBED_INLINE void lower(const Work<A>& work, const Side<A>& side, int64_t i, int64_t j,
+                            int64_t c, Piece<A, P>* least) {
+  using Part = Piece<A, P>;
+  constexpr int lanes = kLanes<A> / P;
+  Part along[V] = {};
+  for (int64_t d = 0; d < work.cloud.channels; ++d) {
+    const A* centers = work.caps.centers.data() + d * work.caps.stride;
+    const Part direction = splat_as<Part>(centers[i] - centers[j]);
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      along[v] += direction * load<Part>(side.planar + d * side.width + c + v * lanes);
+    }
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) {
+    const auto holds = load<Part>(side.after + c + v * lanes) < splat_as<Part>(kFar<A>);
+    *least = (along[v] < *least) & holds ? along[v] : *least;
+  }
+}
+
+template <class A, int P>
+INSTEMBED_INLINE A find_lowest(const Work<A>& work, const Side<A>& side, int64_t i, int64_t j) {
+  constexpr int lanes = kLanes<A> / P;
+  auto least = splat_as<Piece<A, P>>(std::numeric_limits<A>::max());
+  if (side.width == kTile) {
+    constexpr int V = 8 / P;  // as many sums as registers can hold
+    for (int64_t c = 0; c < kTile; c += V * lanes) lower<A, P, V>(work, side, i, j, c, &least);
+  } else {
+    for (int64_t c = 0; c < side.width; c += P * lanes) lower<A, P, P>(work, side, i, j, c, &least);
+  }
+  A values[lanes];
+  store(values, least);
+  return *std::min_element(values, values + lanes);
+}
+
+// Whether the points of two tiles lie so far apart along the line through the tiles' centres that
+// no value counts.
+template <class A, int P>
+INSTEMBED_INLINE bool have_gap(const Work<A>& work, const Side<A>& I, const Side<A>& J, int64_t i,
+                               int64_t j) {
+  double square = 0;
+  for (int64_t d = 0; d < work.cloud.channels; ++d) {
+    const A* centers = work.caps.centers.data() + d * work.caps.stride;
+    const double difference = centers[i] - centers[j];
+    square += difference * difference;
+  }
+  const double least = work.numbers.gap * std::sqrt(square) + work.numbers.slack;
+  // The centres are about as far apart as the points, on average.
+  if (least >= square) return false;
+  return find_lowest<A, P>(work, I, i, j) + find_lowest<A, P>(work, J, j, i) > least;
+}
+
 // All pairs of a tile of the first range and one of the second; each once, if they are the same.
 template <class A, int P, bool weighted>
 INSTEMBED_INLINE void add_ranges(const Work<A>& work, Range first, Range second, A* flags,
@@ -287,8 +348,9 @@ INSTEMBED_INLINE void add_ranges(const Work<A>& work, Range first, Range second,
     const Side<A> I = work.side(i);
     for (int64_t j = from; j < second.last; ++j) {
       if (flags[j - from] < 0) continue;
-      add_pair<A, P, weighted>(I, work.side(j), cloud.channels, cloud.padded, work.numbers, block,
-                               i != j);
+      const Side<A> J = work.side(j);
+      if (have_gap<A, P>(work, I, J, i, j)) continue;
+      add_pair<A, P, weighted>(I, J, cloud.channels, cloud.padded, work.numbers, block, i != j);
     }
   }
 }
@@ -315,16 +377,16 @@ INSTEMBED_INLINE void square_lanes(const A* planar, int64_t width, int64_t chann
     store(sums + i, sum);
   }
 }
-#define INSTEMBED_SQUARE(A)                                                                      \
-  INSTEMBED_SIMD_WIDTHS(void square(const A* planar, int64_t width, int64_t channels, A* sums),  \
-                        square_lanes<A, Piece<A, sphere::pieces(kBytes)>>(planar, width, channels, sums))
+#define INSTEMBED_SQUARE(A)                                                   \
+  INSTEMBED_SIMD_WIDTHS(                                                      \
+      void square(const A* planar, int64_t width, int64_t channels, A* sums), \
+      square_lanes<A, Piece<A, sphere::pieces(kBytes)>>(planar, width, channels, sums))
 INSTEMBED_SQUARE(float)
 INSTEMBED_SQUARE(double)
 #undef INSTEMBED_SQUARE
 
 template <class A>
 Ends<A> find_ends(const Cloud<A>& cloud, const Rule& rule, int threads) {
-  constexpr A kFar = std::numeric_limits<A>::max() / 4;  // from everything: slots without a point
   const int64_t slots = cloud.tiles.slots();
   Ends<A> ends{Lines<A>(slots), Lines<A>(slots)};
   const auto add_squares = [&](int64_t t, A* sums) {
@@ -352,8 +414,8 @@ Ends<A> find_ends(const Cloud<A>& cloud, const Rule& rule, int threads) {
     add_squares(t, after);
     for (int64_t s = begin; s < end; ++s) {
       if (cloud.tiles.point[s] >= 0) continue;
-      before[s] = -kFar;
-      after[s] = kFar;
+      before[s] = -kFar<A>;
+      after[s] = kFar<A>;
     }
   });
   return ends;
@@ -368,7 +430,7 @@ void add_pairs(const Cloud<A>& cloud, const Rule& rule, const Weights<A>* weight
   const double least = 1 + std::log(least_value<A>(rule)) / rule.rate();
   const sphere::Caps<A> caps = sphere::find_caps(cloud, {least}, threads);
   const Ends<A> ends = find_ends(cloud, rule, threads);
-  const Work<A> work{cloud, ends, weights, caps, Numbers<A>(rule), sums};
+  const Work<A> work{cloud, ends, weights, caps, Numbers<A>(rule, cloud.channels), sums};
   sphere::for_ranges(cloud.tiles.size(), threads,
                      [&](int64_t, int64_t, const Range& first, const Range& second) {
                        A flags[sphere::kLongest + kLanes<A>];
