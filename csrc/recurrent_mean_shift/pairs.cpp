@@ -310,7 +310,7 @@ INSTEMBED_INLINE A find_lowest(const Work<A>& work, const Side<A>& side, int64_t
   constexpr int lanes = kLanes<A> / P;
   auto least = splat_as<Piece<A, P>>(std::numeric_limits<A>::max());
   if (side.width == kTile) {
-    constexpr int V = 8 / P;  // as many sums as registers can hold
+    constexpr int V = 4;
     for (int64_t c = 0; c < kTile; c += V * lanes) lower<A, P, V>(work, side, i, j, c, &least);
   } else {
     for (int64_t c = 0; c < side.width; c += P * lanes) lower<A, P, P>(work, side, i, j, c, &least);
