@@ -12,6 +12,7 @@
 #include <functional>
 #include <memory>
 #include <random>
+#include <set>
 #include <stdexcept>
 #include <thread>
 #include <vector>
@@ -505,13 +506,11 @@ void test_pairs(const std::vector<int64_t>& counts) {
       playing.emplace_back(count);
     }
     for_pairs(counts, threads, [&](int64_t g, int64_t a, int64_t b) {
-      for (const int64_t range : {a, b}) {
-        if (range == a || a != b) CHECK(!playing[g][range].exchange(true));
-      }
+      const std::set<int64_t> ranges{a, b};
+      for (const int64_t range : ranges) CHECK(!playing[g][range].exchange(true));
       std::this_thread::yield();
-      opponents[g][a].push_back(b);
-      if (a != b) opponents[g][b].push_back(a);
-      for (const int64_t range : {a, b}) playing[g][range] = false;
+      for (const int64_t range : ranges) opponents[g][range].push_back(a + b - range);
+      for (const int64_t range : ranges) playing[g][range] = false;
     });
     for (const auto& group : opponents) {
       for (std::vector<int64_t> others : group) {
