@@ -63,12 +63,12 @@ struct Numbers {  // of the rule
   }
 };
 
-// Sums over channels that begin with `before` of x and from which `after` of y is taken are
-// -|x - y|^2 / 2, and 0 for equal points however lengths were rounded. Pairs that count have
-// positive sums already before.
 template <class A>
 constexpr A kFar = std::numeric_limits<A>::max() / 4;  // from everything: slots without a point
 
+// before(x) + x . y - after(y) is -|x - y|^2 / 2, and 0 for equal points however lengths were
+// rounded. Where before(x) + x . y is negative, the pair does not count: its sign is all that is
+// looked at of most pairs.
 template <class A>
 struct Ends {
   Lines<A> before, after;
