@@ -118,6 +118,13 @@ INSTEMBED_INLINE auto halves_sum(const V& v, std::index_sequence<I...>) {
   return __builtin_shufflevector(v, v, I...) + __builtin_shufflevector(v, v, (I + sizeof...(I))...);
 }
 
+// The first half of the lanes, or the second.
+template <class V, size_t... I>
+INSTEMBED_INLINE auto half_of(const V& v, int half, std::index_sequence<I...>) {
+  return half == 0 ? __builtin_shufflevector(v, v, I...)
+                   : __builtin_shufflevector(v, v, (I + sizeof...(I))...);
+}
+
 // In a fixed order: halves are added until one lane is left.
 template <class V>
 INSTEMBED_INLINE auto sum_lanes(const V& v) {

@@ -85,7 +85,7 @@ INSTEMBED_INLINE void fill_block(const Side<A>& I, const Side<A>& J, int64_t cha
   using Mask = Piece<MaskLane<A>, P>;
   constexpr int kBits = 8 * sizeof(A) - 1, lanes = kLanes<A> / P;
   Part dots[kBlock][V * P];
-  sphere::add_dots<A, P, V>(I.rows + r0 * padded, padded, J.planar + c0, J.width, channels, dots);
+  sphere::find_dots<A, P, V>(I.rows + r0 * padded, padded, J.planar + c0, J.width, channels, dots);
 #pragma GCC unroll 2
   for (int v = 0; v < V; ++v) {
     const int64_t column = c0 + v * kLanes<A>;

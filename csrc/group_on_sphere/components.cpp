@@ -111,8 +111,8 @@ INSTEMBED_INLINE void join_points(const Work<A>& work, int64_t i, int64_t j, boo
   for (int64_t r0 = 0; r0 < height; r0 += kBlock) {
     for (int64_t c0 = 0; c0 < most; c0 += kLanes<A>) {
       V dots[kBlock][2];
-      sphere::add_dots<A, 2, 1>(rows + r0 * padded, padded, planar + c0, width, cloud.channels,
-                                dots);
+      sphere::find_dots<A, 2, 1>(rows + r0 * padded, padded, planar + c0, width, cloud.channels,
+                                 dots);
       V most_similar = dots[0][0];
       for (int r = 0; r < kBlock; ++r) {
         for (const V& similarity : dots[r]) {

@@ -45,7 +45,7 @@ void forward_image(const Image<const A>& points, const Place& place, const Array
   });
   const int64_t slots = cloud.tiles.slots();
   Sums sums{Lines<double>(slots * cloud.padded), Lines<double>(slots)};
-  add_pairs<A>(cloud, find_halves(cloud, threads), rule, nullptr, &sums, threads);
+  add_pairs<A>(cloud, rule, nullptr, &sums, threads);
   for_each(slots, threads, [&](int64_t s) {
     const int64_t pixel = cloud.tiles.point[s];
     if (pixel < 0) return;
@@ -99,7 +99,7 @@ void backward_image(const Image<const A>& grad_shifted, const Image<const A>& po
     weights.b.data()[s] = static_cast<A>((rule.step - 1) * b / denominators[pixel]);
   });
   sphere::fill_planar(cloud, &weights.a, threads);
-  add_pairs(cloud, find_halves(cloud, threads), rule, &weights, &sums, threads);
+  add_pairs(cloud, rule, &weights, &sums, threads);
   for_each(slots, threads, [&](int64_t s) {
     const int64_t pixel = cloud.tiles.point[s];
     if (pixel < 0) return;

@@ -23,15 +23,10 @@ struct Sums {
   Lines<double> numbers;
 };
 
-// |x|^2 / 2 of every slot: x . y - halves is -|x - y|^2 / 2 however lengths were rounded. Slots
-// that hold no point are far from everything.
-template <class A>
-Lines<A> find_halves(const Cloud<A>& cloud, int threads);
-
 // Kernel values below tolerance / kTile may be left out: a row misses less than the tolerance of a
 // tile. Same bits on any number of threads.
 template <class A>
-void add_pairs(const Cloud<A>& cloud, const Lines<A>& halves, const Rule& rule,
-               const Weights<A>* weights, Sums* sums, int threads);
+void add_pairs(const Cloud<A>& cloud, const Rule& rule, const Weights<A>* weights, Sums* sums,
+               int threads);
 
 }  // namespace instembed::recurrent_mean_shift

@@ -42,18 +42,16 @@ void for_ranges(int64_t tiles, int threads, F&& f) {
 // does not change a sum's order.
 constexpr int pieces(int bytes) { return bytes == 64 ? 1 : 2; }
 
-// sums = the dot products if `fresh`, else sums += them; then see(v, sum) of every one.
-template <class A, int R, int V, bool fresh, class Piece, class See>
+// sums += the dot products of R rows and V pieces of columns.
+template <class A, int R, int V, int W, class Piece>
 INSTEMBED_INLINE void add_block_dots(const A* rows, int64_t padded, const A* planar, int64_t width,
-                                     int64_t channels, Piece* sums, int stride, See&& see) {
+                                     int64_t channels, Piece (*sums)[W]) {
   constexpr int lanes = sizeof(Piece) / sizeof(A);
-  Piece own[R][V] = {};
-  if constexpr (!fresh) {
+  Piece own[R][V];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
+  for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) own[r][v] = sums[r * stride + v];
-    }
+    for (int v = 0; v < V; ++v) own[r][v] = sums[r][v];
   }
   for (int64_t d = 0; d < channels; ++d) {
     Piece columns[V];
@@ -69,34 +67,30 @@ INSTEMBED_INLINE void add_block_dots(const A* rows, int64_t padded, const A* pla
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) {
-      see(v, own[r][v]);
-      sums[r * stride + v] = own[r][v];
-    }
+    for (int v = 0; v < V; ++v) sums[r][v] = own[r][v];
   }
 }
 
-// The dot products of kBlock rows and V vectors of columns, each in P pieces: sums[r][v] become
-// them if `fresh`, else they are added. see(v, piece) has every piece of sums of vector v.
-template <class A, int P, int V, bool fresh, class See>
-INSTEMBED_INLINE void add_dots(const A* rows, int64_t padded, const A* planar, int64_t width,
-                               int64_t channels, Piece<A, P> (&sums)[kBlock][V * P], See&& see) {
+// The dot products of kBlock rows and V vectors of columns, each in P pieces.
+template <class A, int P, int V>
+INSTEMBED_INLINE void find_dots(const A* rows, int64_t padded, const A* planar, int64_t width,
+                                int64_t channels, Piece<A, P> (&sums)[kBlock][V * P]) {
   constexpr int R = kBlock / P;  // as many sums as registers can hold
   constexpr int held = P == 1 ? V : 1;
+#pragma GCC unroll 2
   for (int v = 0; v < V; v += held) {
+#pragma GCC unroll 2
     for (int r = 0; r < kBlock; r += R) {
-      add_block_dots<A, R, held * P, fresh>(
-          rows + r * padded, padded, planar + v * kLanes<A>, width, channels, &sums[r][v * P],
-          V * P, [&](int k, const Piece<A, P>& sum) { see(v + k / P, sum); });
+      Piece<A, P> own[R][held * P] = {};
+      add_block_dots<A, R, held * P>(rows + r * padded, padded, planar + v * kLanes<A>, width,
+                                     channels, own);
+#pragma GCC unroll 8
+      for (int k = 0; k < R; ++k) {
+#pragma GCC unroll 2
+        for (int p = 0; p < held * P; ++p) sums[r + k][v * P + p] = own[k][p];
+      }
     }
   }
-}
-
-template <class A, int P, int V, bool fresh = true>
-INSTEMBED_INLINE void add_dots(const A* rows, int64_t padded, const A* planar, int64_t width,
-                               int64_t channels, Piece<A, P> (&sums)[kBlock][V * P]) {
-  add_dots<A, P, V, fresh>(rows, padded, planar, width, channels, sums,
-                           [](int, const Piece<A, P>&) {});
 }
 
 // Which kBlock x kBlock blocks of a pair of tiles have any value.
@@ -112,9 +106,25 @@ struct Term {
   const A* rows;    // a row a point of the other tile
 };
 
+// to += the lanes of v, in double.
+template <class A, class V>
+INSTEMBED_INLINE void add_lanes(double* to, const V& v) {
+  if constexpr (sizeof(A) == sizeof(double)) {
+    store(to, load<V>(to) + v);
+  } else {
+    constexpr int half = sizeof(V) / sizeof(A) / 2;
+    using Wide = vector_t<double, half>;
+#pragma GCC unroll 2
+    for (int k = 0; k < 2; ++k) {
+      const auto part = half_of(v, k, std::make_index_sequence<half>());
+      store(to + k * half, load<Wide>(to + k * half) + __builtin_convertvector(part, Wide));
+    }
+  }
+}
+
 // to[r] += sum_c of all terms, of R rows that lie `across` apart and U pieces of channels, over
-// blocks of c: a term is values[r * across + c * along] rows[c].
-template <class A, int P, int R, int U, int T>
+// blocks of `length` columns c: a term is values[r * across + c * along] rows[c].
+template <class A, int P, int R, int U, int length, int T>
 INSTEMBED_INLINE void multiply_block(const Term<A> (&terms)[T], int64_t at, int64_t across,
                                      int64_t along, uint32_t blocks, int64_t padded, int64_t d,
                                      double* to) {
@@ -126,9 +136,9 @@ INSTEMBED_INLINE void multiply_block(const Term<A> (&terms)[T], int64_t at, int6
     const A* values = terms[t].values + at;
     const A* rows = terms[t].rows + d;
     for (uint32_t rest = blocks; rest; rest &= rest - 1) {
-      const int64_t first = __builtin_ctz(rest) * kBlock;
+      const int64_t first = __builtin_ctz(rest) * length;
 #pragma GCC unroll 1
-      for (int64_t c = first; c < first + kBlock; ++c) {
+      for (int64_t c = first; c < first + length; ++c) {
         V row[U];
 #pragma GCC unroll 2
         for (int u = 0; u < U; ++u) row[u] = load<V>(rows + c * padded + u * lanes);
@@ -141,30 +151,32 @@ INSTEMBED_INLINE void multiply_block(const Term<A> (&terms)[T], int64_t at, int6
       }
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    A added[U * lanes];
-    for (int u = 0; u < U; ++u) store(added + u * lanes, sums[r][u]);
-    for (int k = 0; k < U * lanes; ++k) to[r * padded + d + k] += added[k];
+#pragma GCC unroll 2
+    for (int u = 0; u < U; ++u) add_lanes<A>(to + r * padded + d + u * lanes, sums[r][u]);
   }
 }
 
-// The same for the `width` rows of a tile and all channels.
-template <class A, int P, int T>
-INSTEMBED_INLINE void multiply(const Term<A> (&terms)[T], const uint8_t* blocks, int64_t across,
+// The same for the `width` rows of a tile and all channels. blocks[k] has a bit for every `length`
+// columns that rows k * height to (k + 1) * height have values at.
+template <class A, int P, int height = kBlock, int length = kBlock, class Bits, int T>
+INSTEMBED_INLINE void multiply(const Term<A> (&terms)[T], const Bits* blocks, int64_t across,
                                int64_t along, int64_t width, int64_t padded, double* to) {
   constexpr int64_t L = kLanes<A>;
   constexpr int R = kBlock / P;
-  for (int64_t k = 0; k < width / kBlock; ++k) {
+  static_assert(height % R == 0);
+  for (int64_t k = 0; k < width / height; ++k) {
     if (!blocks[k]) continue;
-    for (int64_t row = k * kBlock; row < (k + 1) * kBlock; row += R) {
+    for (int64_t row = k * height; row < (k + 1) * height; row += R) {
       const int64_t at = row * across;
       double* target = to + row * padded;
       int64_t d = 0;
       for (; P == 1 && d + 2 * L <= padded; d += 2 * L) {
-        multiply_block<A, P, R, 2>(terms, at, across, along, blocks[k], padded, d, target);
+        multiply_block<A, P, R, 2, length>(terms, at, across, along, blocks[k], padded, d, target);
       }
       for (; d < padded; d += L) {
-        multiply_block<A, P, R, P>(terms, at, across, along, blocks[k], padded, d, target);
+        multiply_block<A, P, R, P, length>(terms, at, across, along, blocks[k], padded, d, target);
       }
     }
   }

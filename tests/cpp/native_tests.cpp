@@ -4,6 +4,7 @@
 // Values are compared between layouts, label codes and thread counts; the Python tests compare them
 // with the references.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -11,10 +12,14 @@
 #include <functional>
 #include <memory>
 #include <random>
+#include <set>
+#include <stdexcept>
+#include <thread>
 #include <vector>
 
 #include "associative_embedding/associative_embedding.h"
 #include "common/dtype.h"
+#include "common/tournament.h"
 #include "cosine_margin/cosine_margin.h"
 #include "detections/detections.h"
 #include "discriminative/discriminative.h"
@@ -489,8 +494,57 @@ void test_half_conversions() {
   CHECK(BFloat16::from(1.00390625f).bits == 0x3f80 && BFloat16::from(1.01171875f).bits == 0x3f82);
 }
 
+// Every pair of ranges once, none of a range at the same time, and in one order for each range.
+void test_pairs(const std::vector<int64_t>& counts) {
+  using Opponents = std::vector<std::vector<std::vector<int64_t>>>;  // of every range, in order
+  std::vector<Opponents> results;
+  for (const int threads : {1, 4}) {
+    Opponents opponents;
+    std::vector<std::vector<std::atomic<bool>>> playing;
+    for (const int64_t count : counts) {
+      opponents.emplace_back(count);
+      playing.emplace_back(count);
+    }
+    for_pairs(counts, threads, [&](int64_t g, int64_t a, int64_t b) {
+      const std::set<int64_t> ranges{a, b};
+      for (const int64_t range : ranges) CHECK(!playing[g][range].exchange(true));
+      std::this_thread::yield();
+      for (const int64_t range : ranges) opponents[g][range].push_back(a + b - range);
+      for (const int64_t range : ranges) playing[g][range] = false;
+    });
+    for (const auto& group : opponents) {
+      for (std::vector<int64_t> others : group) {
+        std::sort(others.begin(), others.end());
+        CHECK(others.size() == group.size());
+        for (size_t k = 0; k < others.size(); ++k) CHECK(others[k] == static_cast<int64_t>(k));
+      }
+    }
+    results.push_back(std::move(opponents));
+  }
+  CHECK(results[0] == results[1]);
+}
+
+void test_pair_that_throws() {
+  for (const int threads : {1, 4}) {
+    bool thrown = false;
+    try {
+      for_pairs({9}, threads, [&](int64_t, int64_t a, int64_t b) {
+        if (a == 3 && b == 5) throw std::runtime_error("no match");
+      });
+    } catch (const std::runtime_error&) {
+      thrown = true;
+    }
+    CHECK(thrown);
+  }
+}
+
 void run() {
   test_half_conversions();
+  for (const auto& counts :
+       std::vector<std::vector<int64_t>>{{}, {0}, {1}, {2}, {7}, {16}, {3, 0, 1, 12}, {30, 2}}) {
+    test_pairs(counts);
+  }
+  test_pair_that_throws();
   const DType types[] = {DType::f16, DType::bf16, DType::f32, DType::f64};
   const int64_t sizes[] = {0, 1, 7, 16, 17, 255, 1024, 1025, 5000};
   for (const int64_t pixels : sizes) {
