@@ -82,6 +82,13 @@ def mean_shift_cuda(
     tol: float,
     stream: int,
 ) -> None: ...
+def pairwise_similarity_cuda_workspace(embeddings: Array, indices: Array) -> int: ...
+def pairwise_similarity_forward_cuda(
+    embeddings: Array, indices: Array, losses: Array, slopes: Array | None, workspace: Array, *, stream: int
+) -> None: ...
+def pairwise_similarity_backward_cuda(
+    grad_losses: Array, slopes: Array, indices: Array, grad: Array, *, stream: int
+) -> None: ...
 
 class DiscriminativeOptions:
     def __init__(

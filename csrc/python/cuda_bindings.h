@@ -8,6 +8,7 @@
 #include "discriminative/cuda.h"
 #include "label_statistics/cuda.h"
 #include "mean_shift/cuda.h"
+#include "pairwise_similarity/cuda.h"
 #include "python/array_caster.h"
 
 namespace instembed::python {
@@ -112,11 +113,39 @@ inline void bind_mean_shift_cuda(py::module_& module) {
       py::arg("stream"));
 }
 
+inline void bind_pairwise_similarity_cuda(py::module_& module) {
+  using namespace pairwise_similarity;
+
+  module.def("pairwise_similarity_cuda_workspace", &cuda_workspace, py::arg("embeddings"),
+             py::arg("indices"));
+
+  module.def(
+      "pairwise_similarity_forward_cuda",
+      [](const Array& embeddings, const Array& indices, const Array& losses,
+         const std::optional<Array>& slopes, const Array& workspace, int64_t stream) {
+        const py::gil_scoped_release release;
+        forward_cuda(embeddings, indices, losses, slopes ? &*slopes : nullptr, workspace, stream);
+      },
+      py::arg("embeddings"), py::arg("indices"), py::arg("losses"), py::arg("slopes"),
+      py::arg("workspace"), py::kw_only(), py::arg("stream"));
+
+  module.def(
+      "pairwise_similarity_backward_cuda",
+      [](const Array& grad_losses, const Array& slopes, const Array& indices, const Array& grad,
+         int64_t stream) {
+        const py::gil_scoped_release release;
+        backward_cuda(grad_losses, slopes, indices, grad, stream);
+      },
+      py::arg("grad_losses"), py::arg("slopes"), py::arg("indices"), py::arg("grad"), py::kw_only(),
+      py::arg("stream"));
+}
+
 inline void bind_cuda(py::module_& module) {
   module.def("cuda_device_count", &cuda::visible_devices);
   bind_discriminative_cuda(module);
   bind_label_statistics_cuda(module);
   bind_mean_shift_cuda(module);
+  bind_pairwise_similarity_cuda(module);
 }
 
 }  // namespace instembed::python

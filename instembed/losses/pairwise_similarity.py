@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from instembed import _arguments as arguments
-from instembed import _ops
+from instembed import _native, _ops
 from instembed._native import core, threads
 from instembed._pixels import accumulation_dtype, empty_gradient, flat_embeddings
 from instembed.losses._weighting import Reduction, reduced
@@ -161,6 +161,23 @@ def _loss_cpu(embeddings: Tensor, indices: Tensor, differentiable: bool) -> tupl
     return losses, slopes
 
 
+@_ops.cuda("pairwise_similarity_loss")
+def _loss_cuda(embeddings: Tensor, indices: Tensor, differentiable: bool) -> tuple[Tensor, Tensor]:
+    cuda_core = _native.cuda_core()
+    losses, slopes = _new_outputs(embeddings, indices, differentiable)
+    flat, chosen = flat_embeddings(embeddings), indices.contiguous()
+    bytes_needed = cuda_core.pairwise_similarity_cuda_workspace(flat, chosen)
+    cuda_core.pairwise_similarity_forward_cuda(
+        flat,
+        chosen,
+        losses,
+        slopes if differentiable else None,
+        embeddings.new_empty(bytes_needed, dtype=torch.uint8),
+        stream=_native.stream_of(embeddings),
+    )
+    return losses, slopes
+
+
 @_ops.fake("pairwise_similarity_loss")
 def _loss_fake(embeddings: Tensor, indices: Tensor, differentiable: bool) -> tuple[Tensor, Tensor]:
     return _new_outputs(embeddings, indices, differentiable)
@@ -175,6 +192,19 @@ def _backward_cpu(grad_losses: Tensor, embeddings: Tensor, slopes: Tensor, indic
         indices.contiguous(),
         flat_embeddings(gradient),
         threads=threads(),
+    )
+    return gradient
+
+
+@_ops.cuda("pairwise_similarity_loss_backward")
+def _backward_cuda(grad_losses: Tensor, embeddings: Tensor, slopes: Tensor, indices: Tensor) -> Tensor:
+    gradient = empty_gradient(embeddings)
+    _native.cuda_core().pairwise_similarity_backward_cuda(
+        grad_losses.contiguous(),
+        slopes.contiguous(),
+        indices.contiguous(),
+        flat_embeddings(gradient),
+        stream=_native.stream_of(gradient),
     )
     return gradient
 

@@ -19,7 +19,8 @@ struct Test {
 const std::vector<Test> kTests = {{"simulator", test_simulator},
                                   {"discriminative", test_discriminative},
                                   {"label_statistics", test_label_statistics},
-                                  {"mean_shift", test_mean_shift}};
+                                  {"mean_shift", test_mean_shift},
+                                  {"pairwise_similarity", test_pairwise_similarity}};
 
 int run(int schedules, const std::vector<std::string>& names) {
   size_t found = 0;

@@ -24,6 +24,7 @@ inline void for_schedules(int schedules, const std::function<void()>& test) {
 void test_discriminative(int schedules);
 void test_label_statistics(int schedules);
 void test_mean_shift(int schedules);
+void test_pairwise_similarity(int schedules);
 void test_simulator(int schedules);
 
 }  // namespace instembed
