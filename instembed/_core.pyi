@@ -89,6 +89,21 @@ def pairwise_similarity_forward_cuda(
 def pairwise_similarity_backward_cuda(
     grad_losses: Array, slopes: Array, indices: Array, grad: Array, *, stream: int
 ) -> None: ...
+def sample_pixels_cuda_workspace(
+    labels: Array, offsets: Array | None, capacity: int, samples: int
+) -> int: ...
+def sample_pixels_cuda(
+    labels: Array,
+    offsets: Array | None,
+    words: Array,
+    indices: Array,
+    valid: Array,
+    workspace: Array,
+    *,
+    background: int | None,
+    ignore_index: int | None,
+    stream: int,
+) -> None: ...
 
 class DiscriminativeOptions:
     def __init__(

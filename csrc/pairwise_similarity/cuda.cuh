@@ -42,15 +42,18 @@ struct Shape {
   int channels;
 };
 
+constexpr int32_t kInfinite = 1;  // a point is not finite
+constexpr int32_t kWrong = 2;     // an index is neither of a pixel nor none
+
 // What is known of each image's points.
 template <class A>
 struct Points {
-  A* values = nullptr;          // (images, slots, channels), where there is a pixel
-  A* shares = nullptr;          // (images, slots): 1 / pixels of the instance, 0 where no pixel is
-  int32_t* counts = nullptr;    // (images, instances)
-  int32_t* ends = nullptr;      // an image: slots up to its last instance
-  int32_t* infinite = nullptr;  // an image: whether a point of it is not finite
-  double* sums = nullptr;       // (images, row tiles) of weighted terms, each pair twice
+  A* values = nullptr;        // (images, slots, channels), where there is a pixel
+  A* shares = nullptr;        // (images, slots): 1 / pixels of the instance, 0 where no pixel is
+  int32_t* counts = nullptr;  // (images, instances)
+  int32_t* ends = nullptr;    // an image: slots up to its last instance
+  int32_t* flags = nullptr;   // an image: kInfinite, kWrong
+  double* sums = nullptr;     // (images, row tiles) of weighted terms, each pair twice
 
   void take(Workspace* workspace, const Shape& shape) {
     const int64_t slots = shape.images * shape.slots;
@@ -58,7 +61,7 @@ struct Points {
     shares = workspace->take<A>(slots);
     counts = workspace->take<int32_t>(shape.images * shape.instances);
     ends = workspace->take<int32_t>(shape.images);
-    infinite = workspace->take<int32_t>(shape.images);
+    flags = workspace->take<int32_t>(shape.images);
     sums = workspace->take<double>(shape.images * row_tiles(shape));
   }
   static int64_t row_tiles(const Shape& shape) { return (shape.slots + kRows - 1) / kRows; }
@@ -74,19 +77,19 @@ __global__ void __launch_bounds__(kThreads)
   if (row >= shape.images * shape.instances) return;
   const int64_t image = row / shape.instances, first = row * shape.samples;
   int32_t count = 0;
+  bool wrong = false, infinite = false;
   for (int64_t k = lane; k - lane < shape.samples; k += kWarp) {
-    count += __popc(__ballot_sync(kAllLanes, k < shape.samples && indices[first + k] >= 0));
+    const int64_t pixel = k < shape.samples ? indices[first + k] : -1;
+    count += __popc(__ballot_sync(kAllLanes, pixel >= 0));
+    wrong = wrong || pixel < -1 || pixel >= pixels;
   }
   const T* source = embeddings + image * strides.image;
-  bool infinite = false;
   for (int64_t slot = first; slot < first + shape.samples && count > 0; ++slot) {
     const int64_t pixel = indices[slot];
     if (lane == 0) points.shares[slot] = pixel < 0 ? A(0) : A(1) / static_cast<A>(count);
     for (int d = lane; d < shape.channels; d += kWarp) {
       A x = 0;
-      if (pixel >= pixels) {
-        infinite = true;
-      } else if (pixel >= 0) {
+      if (pixel >= 0 && pixel < pixels) {
         x = static_cast<A>(source[pixel * strides.pixel + d * strides.channel]);
         if (!(x - x == 0)) {
           infinite = true;
@@ -99,9 +102,12 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   infinite = __any_sync(kAllLanes, infinite);
+  wrong = __any_sync(kAllLanes, wrong);
   if (lane != 0) return;
   points.counts[row] = count;
-  if (infinite) atomicOr(points.infinite + image, 1);
+  if (infinite || wrong) {
+    atomicOr(points.flags + image, (infinite ? kInfinite : 0) | (wrong ? kWrong : 0));
+  }
   if (count > 0) {
     atomicMax(points.ends + image,
               static_cast<int32_t>(first + shape.samples - image * shape.slots));
@@ -123,6 +129,13 @@ __device__ __forceinline__ double sum_of_weights(const Points<A>& points, const 
   }
   found = sum_block(found, room);
   return 0.5 * found * (found - 1) + sum_block(same, room);
+}
+
+// Whether the loss of an image is NaN.
+template <class A>
+__device__ __forceinline__ bool is_nan(const Points<A>& points, int64_t image, double weights) {
+  const int32_t flags = points.flags[image];
+  return (flags & kWrong) != 0 || ((flags & kInfinite) != 0 && weights > 0);
 }
 
 // tile[channel * stride + point] for some channels of the points from `first` on, 0 where no pixel
@@ -200,7 +213,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       for (int c = 0; c < kC; ++c) {
         const int32_t i = first + y + r * kSide, j = column + x + c * kSide;
         A slope = 0;
-        if (i < end && j < end && i != j) {
+        if (i < end && j < end) {  // of a point with itself, 0
           const A weight = shares[i] * shares[j];
           const Term<A> term =
               i / samples == j / samples ? term_of_same(squares[r][c]) : term_of_two(squares[r][c]);
@@ -236,13 +249,13 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   const double weights = sum_of_weights(points, shape, image, room);
   const double scale = weights > 0 ? 2 / weights : 0;  // 2: of the derivative of a square
-  const bool infinite = points.infinite[image] != 0 && weights > 0;
+  const bool nan = is_nan(points, image, weights);
   for_rows([&](int, int64_t slot) {
     if (points.shares[slot] == 0) return;
     for (int d = lane; d < channels; d += kWarp) {
       A* to = gradients + slot * channels + d;
       const bool limited = !(std::abs(points.values[slot * channels + d]) < A(kLargest));
-      *to = infinite  ? static_cast<A>(NAN)
+      *to = nan       ? static_cast<A>(NAN)
             : limited ? A(0)
                       : static_cast<A>(static_cast<double>(*to) * scale);
     }
@@ -260,8 +273,8 @@ __global__ void __launch_bounds__(kThreads)
   sum = sum_block(sum, room);
   const double weights = sum_of_weights(points, shape, image, room);
   if (threadIdx.x != 0) return;
-  const bool infinite = points.infinite[image] != 0 && weights > 0;
-  losses[image] = static_cast<A>(infinite ? NAN : weights > 0 ? sum / (2 * weights) : 0.0);
+  const bool nan = is_nan(points, image, weights);
+  losses[image] = static_cast<A>(nan ? NAN : weights > 0 ? sum / (2 * weights) : 0.0);
 }
 
 // A warp takes a slot.
@@ -344,7 +357,7 @@ void forward_cuda(const Array& embeddings, const Array& indices, const Array& lo
     const Points<A>& points = plan.points;
     fill_bytes(points.shares, 0, indices.size() * sizeof(A), queue);
     fill_bytes(points.ends, 0, shape.images * sizeof(int32_t), queue);
-    fill_bytes(points.infinite, 0, shape.images * sizeof(int32_t), queue);
+    fill_bytes(points.flags, 0, shape.images * sizeof(int32_t), queue);
     launch(gather_kernel<T, A>, "pairwise_similarity_gather",
            blocks_of_warps(shape.images * shape.instances), kThreads, 0, queue,
            embeddings.as<const T>(), strides_of(embeddings, shape), embeddings.shape[2],

@@ -10,6 +10,7 @@
 #include "mean_shift/cuda.h"
 #include "pairwise_similarity/cuda.h"
 #include "python/array_caster.h"
+#include "sample_pixels/cuda.h"
 
 namespace instembed::python {
 
@@ -140,12 +141,38 @@ inline void bind_pairwise_similarity_cuda(py::module_& module) {
       py::arg("stream"));
 }
 
+inline void bind_sample_pixels_cuda(py::module_& module) {
+  using namespace sample_pixels;
+  using OptionalArray = std::optional<Array>;
+
+  module.def(
+      "sample_pixels_cuda_workspace",
+      [](const Array& labels, const OptionalArray& offsets, int64_t capacity, int64_t samples) {
+        return cuda_workspace(labels, offsets ? &*offsets : nullptr, capacity, samples);
+      },
+      py::arg("labels"), py::arg("offsets"), py::arg("capacity"), py::arg("samples"));
+
+  module.def(
+      "sample_pixels_cuda",
+      [](const Array& labels, const OptionalArray& offsets, const Array& words,
+         const Array& indices, const Array& valid, const Array& workspace,
+         std::optional<int64_t> background, std::optional<int64_t> ignore_index, int64_t stream) {
+        const py::gil_scoped_release release;
+        sample_cuda(labels, offsets ? &*offsets : nullptr, {background, ignore_index}, words,
+                    indices, valid, workspace, stream);
+      },
+      py::arg("labels"), py::arg("offsets"), py::arg("words"), py::arg("indices"), py::arg("valid"),
+      py::arg("workspace"), py::kw_only(), py::arg("background"), py::arg("ignore_index"),
+      py::arg("stream"));
+}
+
 inline void bind_cuda(py::module_& module) {
   module.def("cuda_device_count", &cuda::visible_devices);
   bind_discriminative_cuda(module);
   bind_label_statistics_cuda(module);
   bind_mean_shift_cuda(module);
   bind_pairwise_similarity_cuda(module);
+  bind_sample_pixels_cuda(module);
 }
 
 }  // namespace instembed::python

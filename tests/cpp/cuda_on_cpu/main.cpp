@@ -20,7 +20,8 @@ const std::vector<Test> kTests = {{"simulator", test_simulator},
                                   {"discriminative", test_discriminative},
                                   {"label_statistics", test_label_statistics},
                                   {"mean_shift", test_mean_shift},
-                                  {"pairwise_similarity", test_pairwise_similarity}};
+                                  {"pairwise_similarity", test_pairwise_similarity},
+                                  {"sample_pixels", test_sample_pixels}};
 
 int run(int schedules, const std::vector<std::string>& names) {
   size_t found = 0;

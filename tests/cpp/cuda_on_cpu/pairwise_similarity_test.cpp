@@ -30,6 +30,12 @@ double value(Buffer& buffer, int64_t i) {
   });
 }
 
+Buffer memory(int64_t bytes) {  // of NaNs
+  Buffer workspace(DType::u8, {bytes});
+  std::memset(workspace.as<char>(), 0xff, bytes);
+  return workspace;
+}
+
 struct Results {
   Buffer losses, slopes, gradient;
 
@@ -87,7 +93,7 @@ void check(
   std::vector<char> bits;
   for_schedules(schedules, [&] {
     Results got(c);
-    Buffer workspace(DType::u8, {cuda_workspace(embeddings, indices)});
+    Buffer workspace = memory(cuda_workspace(embeddings, indices));
     forward_cuda(embeddings, indices, got.losses, c.differentiable ? &got.slopes : none, workspace,
                  0);
     check_same("loss", got.losses, expected.losses, tolerance);
@@ -162,16 +168,16 @@ void test_pairwise_similarity(int schedules) {
     c.pixels = c.instances * c.samples;
     check(c, schedules, [&](Buffer& embeddings) { embeddings.as<float>()[17] = wrong; });
   }
-  {  // an index out of range
+  for (const int64_t wrong : {int64_t{200}, INT64_MAX, int64_t{-2}}) {  // is no pixel
     Case c;
     Buffer embeddings(c.dtype, {1, c.channels, c.pixels});
     fill_normal(embeddings, c.dtype);
     Buffer indices(DType::i64, {1, c.instances, c.samples});
     for (int64_t k = 0; k < indices.size(); ++k) indices.as<int64_t>()[k] = k;
-    indices.as<int64_t>()[9] = c.pixels;
+    indices.as<int64_t>()[9] = wrong;
     for_schedules(schedules, [&] {
       Results got(c);
-      Buffer workspace(DType::u8, {cuda_workspace(embeddings, indices)});
+      Buffer workspace = memory(cuda_workspace(embeddings, indices));
       forward_cuda(embeddings, indices, got.losses, &got.slopes, workspace, 0);
       CHECK(std::isnan(value(got.losses, 0)));
       Buffer grads(DType::f32, {1});
