@@ -21,7 +21,8 @@ const std::vector<Test> kTests = {{"simulator", test_simulator},
                                   {"label_statistics", test_label_statistics},
                                   {"mean_shift", test_mean_shift},
                                   {"pairwise_similarity", test_pairwise_similarity},
-                                  {"sample_pixels", test_sample_pixels}};
+                                  {"sample_pixels", test_sample_pixels},
+                                  {"seeds", test_seeds}};
 
 int run(int schedules, const std::vector<std::string>& names) {
   size_t found = 0;

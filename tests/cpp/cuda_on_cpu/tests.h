@@ -26,6 +26,7 @@ void test_label_statistics(int schedules);
 void test_mean_shift(int schedules);
 void test_pairwise_similarity(int schedules);
 void test_sample_pixels(int schedules);
+void test_seeds(int schedules);
 void test_simulator(int schedules);
 
 }  // namespace instembed
