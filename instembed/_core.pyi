@@ -104,6 +104,49 @@ def sample_pixels_cuda(
     ignore_index: int | None,
     stream: int,
 ) -> None: ...
+def seed_mask_iou_cuda_workspace(embeddings: Array, seeds: Array) -> int: ...
+def seed_mask_iou_cuda(
+    embeddings: Array,
+    labels: Array,
+    seeds: Array,
+    squared_radii: list[float],
+    iou: Array,
+    workspace: Array,
+    *,
+    background: int | None,
+    ignore_index: int | None,
+    stream: int,
+) -> None: ...
+def select_seeds_cuda_workspace(embeddings: Array) -> int: ...
+def select_seeds_cuda(
+    embeddings: Array,
+    seediness: Array,
+    mask: Array | None,
+    indices: Array,
+    scores: Array,
+    workspace: Array,
+    *,
+    diversity: float,
+    min_seediness: float,
+    stream: int,
+) -> None: ...
+def grow_seeds_cuda_workspace(embeddings: Array, seeds: Array) -> int: ...
+def grow_seeds_cuda(
+    embeddings: Array,
+    mask: Array | None,
+    seeds: Array,
+    scores: Array,
+    squared_radii: Array,
+    labels: Array,
+    order: Array,
+    counts: Array,
+    num_instances: Array,
+    workspace: Array,
+    *,
+    min_size: int,
+    overlap: float,
+    stream: int,
+) -> None: ...
 
 class DiscriminativeOptions:
     def __init__(

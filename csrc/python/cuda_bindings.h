@@ -11,6 +11,7 @@
 #include "pairwise_similarity/cuda.h"
 #include "python/array_caster.h"
 #include "sample_pixels/cuda.h"
+#include "seeds/cuda.h"
 
 namespace instembed::python {
 
@@ -166,6 +167,60 @@ inline void bind_sample_pixels_cuda(py::module_& module) {
       py::arg("stream"));
 }
 
+inline void bind_seeds_cuda(py::module_& module) {
+  using namespace seeds;
+  using OptionalArray = std::optional<Array>;
+
+  module.def("seed_mask_iou_cuda_workspace", &mask_iou_cuda_workspace, py::arg("embeddings"),
+             py::arg("seeds"));
+
+  module.def(
+      "seed_mask_iou_cuda",
+      [](const Array& embeddings, const Array& labels, const Array& pixels,
+         const std::vector<double>& squared_radii, const Array& iou, const Array& workspace,
+         std::optional<int64_t> background, std::optional<int64_t> ignore_index, int64_t stream) {
+        const py::gil_scoped_release release;
+        mask_iou_cuda(embeddings, labels, pixels, squared_radii, {background, ignore_index}, iou,
+                      workspace, stream);
+      },
+      py::arg("embeddings"), py::arg("labels"), py::arg("seeds"), py::arg("squared_radii"),
+      py::arg("iou"), py::arg("workspace"), py::kw_only(), py::arg("background"),
+      py::arg("ignore_index"), py::arg("stream"));
+
+  module.def("select_seeds_cuda_workspace", &select_cuda_workspace, py::arg("embeddings"));
+
+  module.def(
+      "select_seeds_cuda",
+      [](const Array& embeddings, const Array& seediness, const OptionalArray& mask,
+         const Array& indices, const Array& scores, const Array& workspace, double diversity,
+         double min_seediness, int64_t stream) {
+        const py::gil_scoped_release release;
+        select_cuda(embeddings, seediness, mask ? &*mask : nullptr, {diversity, min_seediness},
+                    indices, scores, workspace, stream);
+      },
+      py::arg("embeddings"), py::arg("seediness"), py::arg("mask"), py::arg("indices"),
+      py::arg("scores"), py::arg("workspace"), py::kw_only(), py::arg("diversity"),
+      py::arg("min_seediness"), py::arg("stream"));
+
+  module.def("grow_seeds_cuda_workspace", &grow_cuda_workspace, py::arg("embeddings"),
+             py::arg("seeds"));
+
+  module.def(
+      "grow_seeds_cuda",
+      [](const Array& embeddings, const OptionalArray& mask, const Array& pixels,
+         const Array& scores, const Array& squared_radii, const Array& labels, const Array& order,
+         const Array& counts, const Array& num_instances, const Array& workspace, int64_t min_size,
+         double overlap, int64_t stream) {
+        const py::gil_scoped_release release;
+        grow_cuda(embeddings, mask ? &*mask : nullptr, pixels, scores, squared_radii,
+                  {min_size, overlap}, labels, order, counts, num_instances, workspace, stream);
+      },
+      py::arg("embeddings"), py::arg("mask"), py::arg("seeds"), py::arg("scores"),
+      py::arg("squared_radii"), py::arg("labels"), py::arg("order"), py::arg("counts"),
+      py::arg("num_instances"), py::arg("workspace"), py::kw_only(), py::arg("min_size"),
+      py::arg("overlap"), py::arg("stream"));
+}
+
 inline void bind_cuda(py::module_& module) {
   module.def("cuda_device_count", &cuda::visible_devices);
   bind_discriminative_cuda(module);
@@ -173,6 +228,7 @@ inline void bind_cuda(py::module_& module) {
   bind_mean_shift_cuda(module);
   bind_pairwise_similarity_cuda(module);
   bind_sample_pixels_cuda(module);
+  bind_seeds_cuda(module);
 }
 
 }  // namespace instembed::python

@@ -73,6 +73,32 @@ struct Data {
     }
   }
 
+  double value(int64_t image, int64_t channel, int64_t pixel) {
+    const Array& array = embeddings;
+    return dispatch_floating(array.dtype, "test", [&](auto type) {
+      return static_cast<double>(
+          embeddings.as<decltype(type)>()[image * array.strides[0] + channel * array.strides[1] +
+                                          pixel * array.strides[2]]);
+    });
+  }
+
+  // Every radius becomes the distance of some pixel from a seed, or the number below.
+  void move_to_border(Case* c) {
+    const auto distance = [&](int64_t b, int64_t seed) {
+      const int64_t pixel = draw(0, c->pixels - 1);
+      double total = 0;
+      for (int64_t d = 0; d < c->channels; ++d) {
+        const double difference = value(b, d, pixel) - value(b, d, seed < 0 ? 0 : seed);
+        total += difference * difference;
+      }
+      return draw(0, 1) ? total : std::nextafter(total, -1);
+    };
+    for (int64_t k = 0; k < seeds.size(); ++k) {
+      radii.as<double>()[k] = distance(k / c->seeds, seeds.as<int64_t>()[k]);
+    }
+    for (double& radius : c->radii) radius = distance(0, seeds.as<int64_t>()[0]);
+  }
+
   static void set(Buffer& array, DType dtype, int64_t i, double value) {
     dispatch_floating(dtype, "test", [&](auto type) {
       using T = decltype(type);
@@ -149,8 +175,9 @@ void check_grow(const Case& c, const Data& data, int schedules) {
   });
 }
 
-void check(const Case& c, int schedules) {
-  const Data data(c);
+void check(Case c, int schedules, bool border = false) {
+  Data data(c);
+  if (border) data.move_to_border(&c);
   check_iou(c, data, {0, -(int64_t{1} << 40)}, schedules);
   check_select(c, data, schedules);
   check_grow(c, data, schedules);
@@ -226,6 +253,16 @@ void test_seeds(int schedules) {
       c.growth.min_size = 8;
       c.selection = {diversity, 0.2};
       check(c, schedules);
+    }
+  }
+  for (const DType dtype : {DType::f32, DType::f64}) {
+    for (const int64_t channels : {2, 13}) {
+      Case c;
+      c.dtype = dtype;
+      c.channels = channels;
+      c.radii = std::vector<double>(8);
+      c.seeds = 40;
+      check(c, schedules, true);
     }
   }
   {  // one mask over everything; instances that others leave too little of, again and again
