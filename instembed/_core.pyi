@@ -46,6 +46,56 @@ def discriminative_backward_cuda(
     *,
     stream: int,
 ) -> None: ...
+def gather_at_forward_cuda(
+    features: Array, points: Array, valid: Array | None, values: Array, *, linear: bool, stream: int
+) -> None: ...
+def gather_at_cuda_workspace(features: Array, points: Array, valid: Array | None, *, linear: bool) -> int: ...
+def gather_at_backward_cuda(
+    grad_values: Array,
+    features: Array,
+    points: Array,
+    valid: Array | None,
+    grad_features: Array | None,
+    grad_points: Array | None,
+    workspace: Array,
+    *,
+    linear: bool,
+    stream: int,
+) -> None: ...
+def instance_pool_workspace(features: Array, offsets: Array | None, reduce: Reduce, capacity: int) -> int: ...
+def instance_pool_cuda(
+    features: Array,
+    labels: Array,
+    offsets: Array | None,
+    reduce: Reduce,
+    pooled: Array,
+    valid: Array,
+    ids: Array,
+    counts: Array,
+    argmax: Array | None,
+    num_instances: Array,
+    workspace: Array,
+    *,
+    background: int | None,
+    ignore_index: int | None,
+    stream: int,
+) -> None: ...
+def instance_spread_workspace(features: Array, offsets: Array | None, capacity: int) -> int: ...
+def instance_spread_cuda(
+    grad: Array,
+    labels: Array,
+    offsets: Array | None,
+    reduce: Reduce,
+    grad_features: Array,
+    workspace: Array,
+    *,
+    background: int | None,
+    ignore_index: int | None,
+    stream: int,
+) -> None: ...
+def instance_spread_max_cuda(
+    grad: Array, argmax: Array, offsets: Array | None, grad_features: Array, *, stream: int
+) -> None: ...
 def label_statistics_cuda_workspace(labels: Array, capacity: int) -> int: ...
 def label_statistics_cuda(
     labels: Array,

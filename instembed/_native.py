@@ -113,8 +113,12 @@ def overflow_checks() -> bool:
 
 
 def check_overflow(num_instances: torch.Tensor, capacity: int) -> None:
-    """Raises where a (B,) count exceeds the capacity, if the user asked for that."""
-    if _overflow_checks and num_instances.numel() > 0 and int(num_instances.max()) > capacity:
+    """Raises where a (B,) count exceeds the capacity, or is negative for wrong offsets, if the user asked."""
+    if not _overflow_checks or num_instances.numel() == 0:
+        return
+    if int(num_instances.min()) < 0:
+        raise ValueError("offsets must rise from 0 to the number of points")
+    if int(num_instances.max()) > capacity:
         raise ValueError(
             f"max_instances={capacity} is too small: an image has more instances. Pass a larger max_instances"
         )

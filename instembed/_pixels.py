@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from instembed import _ops
+
 
 def flat_embeddings(embeddings: Tensor) -> Tensor:
     """(B, D, *spatial) -> (B, D, N); points (N, D) -> (1, D, N).
@@ -55,6 +57,15 @@ def number_of_images(embeddings: Tensor, offsets: Tensor | None) -> int:
     if embeddings.dim() != 2:
         return embeddings.shape[0]
     return 1 if offsets is None else offsets.shape[0] - 1
+
+
+def cuda_capacity(embeddings: Tensor, offsets: Tensor | None, max_instances: int | None) -> int:
+    """Instances an image for which an op on a GPU has room."""
+    if max_instances is not None:
+        return max_instances
+    pixels = embeddings.numel() // embeddings.shape[1]
+    images = max(number_of_images(embeddings, offsets), 1)
+    return _ops.default_capacity(pixels // images * (1 if offsets is None else 16))
 
 
 def accumulation_dtype(embeddings: Tensor) -> torch.dtype:

@@ -7,6 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+"""Of gradients, relative to the largest."""
+
 
 def assert_close(value: Tensor, expected: Tensor, tolerance: float, least: float = 0.0) -> None:
     """Relative to the largest value expected, or to `least` where all are smaller: zero but for rounding."""

@@ -62,3 +62,10 @@ def device(request: pytest.FixtureRequest) -> str:
     if simulated or not instembed.cuda_available():
         pytest.skip("needs a GPU")
     return "cuda"
+
+
+@pytest.fixture
+def overflow_checks():
+    instembed.set_overflow_checks(True)
+    yield
+    instembed.set_overflow_checks(False)

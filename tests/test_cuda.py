@@ -16,16 +16,8 @@ from torch.library import opcheck
 import instembed
 from instembed import Grouping, LabelStatistics, _native, reference
 from instembed._arguments import INTEGER
-from tests.comparing import assert_close
-
-
-def labels_of_blocks(*shape: int, ids: int = 6, size: int = 4) -> Tensor:
-    coarse = torch.randint(0, ids, [(n + size - 1) // size for n in shape[1:]])
-    for axis in range(coarse.dim()):
-        coarse = coarse.repeat_interleave(size, axis)
-    coarse = coarse[tuple(slice(n) for n in shape[1:])]
-    return torch.where(torch.rand(shape) < 0.1, torch.randint(0, ids, shape), coarse)
-
+from tests.comparing import TOLERANCE, assert_close
+from tests.layouts import LAYOUTS, labels_of_blocks
 
 # ---------------------------------------------------------------------------------------------------------
 # Without a GPU
@@ -57,13 +49,6 @@ def test_core_without_kernels_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_overflow_checks_want_a_bool() -> None:
     with pytest.raises(TypeError, match="enabled"):
         instembed.set_overflow_checks(1)
-
-
-@pytest.fixture
-def overflow_checks():
-    instembed.set_overflow_checks(True)
-    yield
-    instembed.set_overflow_checks(False)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -118,14 +103,6 @@ def test_label_statistics_overflow_check(device: str, overflow_checks: None) -> 
 
 # ---------------------------------------------------------------------------------------------------------
 # Discriminative loss
-
-TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-LAYOUTS = {
-    "planar": lambda maps: maps,
-    "channels_last": lambda maps: maps.contiguous(memory_format=torch.channels_last),
-    "cropped": lambda maps: maps[:, :, 1:, 3:],
-    "transposed": lambda maps: maps.transpose(2, 3),
-}
 
 
 def loss_and_gradient(

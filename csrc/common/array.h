@@ -68,4 +68,16 @@ inline void expect_contiguous(const Array& array, DType dtype, int64_t size, con
                                    " elements, got " + std::to_string(array.size()));
 }
 
+// Elements in any order, side by side.
+inline void expect_gapless(const Array& array, const char* what) {
+  if (array.size() == 0) return;
+  int64_t last = 0;
+  for (int k = 0; k < array.ndim; ++k) {
+    expect(array.shape[k] == 1 || array.strides[k] > 0,
+           std::string(what) + ": expected positive strides");
+    last += (array.shape[k] - 1) * array.strides[k];
+  }
+  expect(last + 1 == array.size(), std::string(what) + ": expected an array without gaps");
+}
+
 }  // namespace instembed

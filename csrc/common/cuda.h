@@ -162,7 +162,20 @@ constexpr int kDeviceCuda = 2;  // as DLPack counts
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
+// What DynamicShared::take<T>(n) takes.
+template <class T>
+int64_t padded_bytes(int64_t n) {
+  return (n * static_cast<int64_t>(sizeof(T)) + 15) / 16 * 16;
+}
+
 inline Stream as_stream(int64_t stream) { return reinterpret_cast<Stream>(stream); }
+
+// In a fixed order; every lane gets the sum.
+__device__ __forceinline__ double warp_sum(double value) {
+  for (int other = kWarp / 2; other > 0; other /= 2)
+    value += __shfl_xor_sync(kAllLanes, value, other);
+  return value;
+}
 
 // Pieces of one block of device memory, each aligned to 256 bytes. With a null base it only counts.
 class Workspace {

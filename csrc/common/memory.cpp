@@ -76,12 +76,7 @@ void fill_zero(const Array& array, int threads) {
   constexpr int64_t kChunk = int64_t{1} << 18;
   const int64_t elements = array.size();
   if (elements == 0) return;
-  int64_t last = 0;
-  for (int k = 0; k < array.ndim; ++k) {
-    expect(array.shape[k] == 1 || array.strides[k] > 0, "gradient: expected positive strides");
-    last += (array.shape[k] - 1) * array.strides[k];
-  }
-  expect(last + 1 == elements, "gradient: expected an array without gaps");
+  expect_gapless(array, "gradient");
   const int64_t bytes = elements * item_size(array.dtype);
   char* data = array.as<char>();
   prefer_huge_pages(data, bytes);

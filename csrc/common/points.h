@@ -6,6 +6,7 @@
 
 #include "common/array.h"
 #include "common/dtype.h"
+#include "common/scalar.h"
 
 namespace instembed {
 
@@ -30,8 +31,8 @@ inline Reader reader(DType dtype) {
 
 // The pixel that a coordinate lies in, -1 outside of [-0.5, size - 0.5) and for NaN. Ties go up.
 // Not floor(x + 0.5), which is rounded itself.
-inline int64_t nearest_pixel(double x, int64_t size) {
-  const double below = std::floor(x);
+INSTEMBED_INLINE int64_t nearest_pixel(double x, int64_t size) {
+  const double below = floor(x);
   const double pixel = below + (x - below >= 0.5 ? 1 : 0);
   return pixel >= 0 && pixel < static_cast<double>(size) ? static_cast<int64_t>(pixel) : -1;
 }

@@ -25,15 +25,16 @@
 #include <algorithm>
 #include <cmath>
 
-#include "common/id_table.cuh"
+#include "common/label_slots.cuh"
+#include "common/tile.cuh"
 #include "discriminative/cuda.h"
 #include "discriminative/formula.h"
-#include "discriminative/tile.cuh"
 
 namespace instembed::discriminative {
 namespace {
 
-constexpr int64_t kSegment = 512;      // pixels whose labels one warp looks up
+using namespace cuda;
+
 constexpr int kTableElements = 2048;   // of a block's table in shared memory
 constexpr int64_t kTablesAPart = 256;  // instances for which every block has a table
 
@@ -66,31 +67,6 @@ struct Rule {
   int norm;
 };
 
-// The tiles that a block works on: those of part `part` of `parts` of image `image`.
-struct Share {
-  int64_t image, part, parts, first, last;
-};
-
-__device__ __forceinline__ Share share_of(const Images& images, int64_t first_image, int64_t blocks,
-                                          int64_t parts, const TileShape& shape) {
-  Share share{};
-  share.image = first_image + blockIdx.x / blocks;
-  share.part = blockIdx.x % blocks;
-  share.parts = parts;
-  const int64_t tiles = (images.count(share.image) + shape.pixels - 1) / shape.pixels;
-  if (share.part >= parts) return share;
-  share.first = tiles * share.part / parts;
-  share.last = tiles * (share.part + 1) / parts;
-  return share;
-}
-
-// Blocks that share an image's sums: as many as there is room for tables.
-__device__ __forceinline__ int64_t parts_of(int64_t blocks, int64_t rows, int32_t instances) {
-  if (instances == 0) return blocks;
-  const int64_t fit = rows / instances;
-  return fit < 1 ? 1 : (fit < blocks ? fit : blocks);
-}
-
 // The formula with the norm as an argument, which is the same for all threads: kernels for both
 // would take twice as long to compile.
 template <class A>
@@ -108,93 +84,6 @@ __device__ __forceinline__ A slope_by(int norm, A hinge, A distance) {
 template <class A>
 __device__ __forceinline__ A direction_by(int norm, A difference) {
   return norm == 1 ? direction<1>(difference) : direction<2>(difference);
-}
-
-// A slot, or a place, for each pixel: in 16 bits where that is enough.
-struct Codes {
-  void* data;
-  bool wide;
-
-  __device__ int32_t operator[](int64_t i) const {
-    return wide ? static_cast<const int32_t*>(data)[i] : static_cast<const int16_t*>(data)[i];
-  }
-  __device__ void set(int64_t i, int32_t code) const {
-    if (wide) {
-      static_cast<int32_t*>(data)[i] = code;
-    } else {
-      static_cast<int16_t*>(data)[i] = static_cast<int16_t>(code);
-    }
-  }
-};
-
-// ---------------------------------------------------------------------------------------------------------
-// Labels to slots
-
-__global__ void __launch_bounds__(kThreads)
-    insert_labels_kernel(const void* labels, DType type, Strides strides, Images images,
-                         DeviceRules rules, IdTables tables, Codes codes, int64_t* background) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int64_t warp = static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
-  int64_t from = warp * kSegment;
-  const int64_t end = from + kSegment < images.total ? from + kSegment : images.total;
-  if (images.offsets && *images.invalid) return;
-  while (from < end) {
-    const int64_t image = images.image_of(from);
-    const int64_t start = images.start(image);
-    const int64_t image_end = start + images.count(image);
-    const int64_t to = image_end < end ? image_end : end;
-    const int64_t base = strides.at(images, image);
-    int64_t last_id = 0;  // of the pixel before, and its code
-    int last_code = 0;
-    int64_t behind = 0;
-    for (int64_t i = from + lane; i - lane < to; i += kWarp) {
-      const bool inside = i < to;
-      int64_t id = 0;
-      if (inside) id = load_id(labels, type, base + (i - start) * strides.pixel);
-      int64_t previous = __shfl_up_sync(kAllLanes, id, 1);
-      if (lane == 0) previous = last_id;
-      const bool head = inside && (i == from || id != previous);
-      const unsigned heads = __ballot_sync(kAllLanes, head);
-      int code = last_code;
-      if (head) {
-        if (rules.is_ignored(id)) {
-          code = kIgnored;
-        } else if (rules.is_background(id)) {
-          code = kBackground;
-        } else {
-          const int32_t place = insert(tables, image, id);
-          code = place < 0 ? kIgnored : place;  // a full table: the image is given up
-        }
-      }
-      const unsigned before = heads & (0xffffffffu >> (kWarp - 1 - lane));
-      const int source = before ? kWarp - 1 - __clz(static_cast<int>(before)) : lane;
-      code = __shfl_sync(kAllLanes, code, source);
-      if (inside) codes.set(i, code);
-      const unsigned outside = __ballot_sync(kAllLanes, inside && code == kBackground);
-      behind += __popc(outside);
-      last_id = __shfl_sync(kAllLanes, id, kWarp - 1);
-      last_code = __shfl_sync(kAllLanes, code, kWarp - 1);
-    }
-    if (lane == 0 && behind > 0) {
-      atomicAdd(reinterpret_cast<unsigned long long*>(background + image),
-                static_cast<unsigned long long>(behind));
-    }
-    from = to;
-  }
-}
-
-// slots[place] is the rank of the id there.
-__global__ void __launch_bounds__(kThreads)
-    number_places_kernel(IdTables tables, int32_t* slots, int64_t* found, int parts) {
-  const int64_t image = blockIdx.x / parts;
-  const int part = static_cast<int>(blockIdx.x % parts);
-  rank_ids(tables, image, part, parts, [&](int32_t place, int32_t rank, int64_t) {
-    slots[image * tables.places() + place] = rank;
-  });
-  if (part == 0 && threadIdx.x == 0) {
-    const int32_t count = tables.counts[image];
-    found[image] = count > tables.capacity ? -1 : count;
-  }
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -303,7 +192,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int32_t count = instances.of(image);
   if (pass == Pass::spread && count == 0) return;
   const int columns = shape.channels + 1;
-  const Share share = share_of(images, first_image, blocks, parts_of(blocks, rows, count), shape);
+  const Share share =
+      share_of(images, blockIdx.x, first_image, blocks, parts_of(blocks, rows, count), shape);
   if (share.part >= share.parts) return;
 
   DynamicShared shared;
@@ -459,12 +349,6 @@ __global__ void __launch_bounds__(kThreads)
 // ---------------------------------------------------------------------------------------------------------
 // Pairs of means: a warp an instance goes over the others in order.
 
-__device__ __forceinline__ double warp_sum(double value) {
-  for (int other = kWarp / 2; other > 0; other /= 2)
-    value += __shfl_xor_sync(kAllLanes, value, other);
-  return value;
-}
-
 template <class A>
 __device__ __forceinline__ double warp_distance(const Rule& rule, const A* a, const A* b,
                                                 int channels, int lane) {
@@ -524,7 +408,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int32_t count = instances.of(image);
   if (count == 0) return;
   const int columns = shape.channels + 1, pieces = shape.pixels / kPiece;
-  const Share share = share_of(images, first_image, blocks, parts_of(blocks, rows, count), shape);
+  const Share share =
+      share_of(images, blockIdx.x, first_image, blocks, parts_of(blocks, rows, count), shape);
   if (share.part >= share.parts) return;
 
   DynamicShared shared;
@@ -736,7 +621,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     return;
   }
-  const Share share = share_of(images, 0, blocks, blocks, shape);
+  const Share share = share_of(images, blockIdx.x, 0, blocks, blocks, shape);
   const int64_t image = share.image;
 
   DynamicShared shared;
@@ -820,8 +705,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 template <class A>
 struct ForwardPlan {
-  IdTables tables;
-  int32_t* slot_of_place = nullptr;
+  LabelSlots slots;
   double *squares = nullptr, *gaps = nullptr, *pushes = nullptr;
   A* partials = nullptr;
   int64_t rows = 0;    // of tables an image
@@ -844,8 +728,7 @@ struct ForwardPlan {
     blocks = std::clamp<int64_t>((device.processors * 8 + group - 1) / group, 1, most_tiles);
     rows = std::max(capacity, std::min(blocks * kTablesAPart, average / 4));
     Workspace workspace(base);
-    tables.take(&workspace, count, capacity);
-    slot_of_place = workspace.take<int32_t>(count * tables.places());
+    slots.take(&workspace, count, capacity);
     squares = workspace.take<double>(count * capacity);
     gaps = workspace.take<double>(count * capacity);
     pushes = workspace.take<double>(push ? count * capacity : 0);
@@ -923,16 +806,9 @@ int64_t checked_shared(int64_t bytes, const DeviceInfo& device, int64_t channels
   return bytes;
 }
 
-template <class A>
-int64_t padded_bytes(int64_t n) {
-  return (n * static_cast<int64_t>(sizeof(A)) + 15) / 16 * 16;
-}
-
 }  // namespace
 
-int64_t cuda_slot_bytes(int64_t capacity) {
-  return IdTables::size_for(capacity) < INT16_MAX ? 2 : 4;
-}
+int64_t cuda_slot_bytes(int64_t capacity) { return slot_bytes(capacity); }
 
 int64_t cuda_workspace(const Array& embeddings, const Array* offsets, const Options& options,
                        int64_t capacity, bool backward) {
@@ -988,23 +864,10 @@ void forward_cuda(const Array& embeddings, const Array& labels, const Array* off
         device, embeddings.shape[1]);
 
     check_offsets(images, invalid, queue);
-    clear_tables(plan.tables, images.images, queue);
-    fill_bytes(found + images.images, 0, images.images * 8, queue);
-    fill_bytes(plan.slot_of_place, 0xff, images.images * plan.tables.places() * 4, queue);
     fill_bytes(state.counts.data, 0, state.counts.size() * 8, queue);
-
     const Codes codes{state.slots.data, cuda_slot_bytes(capacity) == 4};
-    const int64_t warps = (images.total + kSegment - 1) / kSegment;
-    const DeviceRules rules{
-        options.rules.background.value_or(0), options.rules.ignore_index.value_or(0),
-        options.rules.background.has_value(), options.rules.ignore_index.has_value()};
-    launch(insert_labels_kernel, "insert_labels", (warps * kWarp + kThreads - 1) / kThreads,
-           kThreads, 0, queue, labels.data, labels.dtype,
-           Strides{labels.strides[0], 0, labels.strides[1]}, images, rules, plan.tables, codes,
-           found + images.images);
-    const auto rankers = static_cast<int>(rank_blocks(capacity));
-    launch(number_places_kernel, "number_places", images.images * rankers, kThreads, 0, queue,
-           plan.tables, plan.slot_of_place, found, rankers);
+    find_slots(plan.slots, labels, images, options.rules, codes, found, found + images.images,
+               nullptr, queue);
 
     const auto reducers =
         static_cast<int>(std::clamp<int64_t>(device.processors * 8 / images.images, 1, capacity));
@@ -1012,8 +875,9 @@ void forward_cuda(const Array& embeddings, const Array& labels, const Array* off
       const int64_t n = std::min(plan.group, images.images - first);
       const auto sums = [&](auto kernel, const char* name) {
         launch(kernel, name, n * plan.blocks, kThreads, sums_bytes, queue, embeddings.as<const T>(),
-               strides_of(embeddings), images, shape, plan.slot_of_place, plan.tables.places(),
-               codes, instances, rule, plan.partials, plan.rows, first, plan.blocks);
+               strides_of(embeddings), images, shape, plan.slots.of_place,
+               plan.slots.tables.places(), codes, instances, rule, plan.partials, plan.rows, first,
+               plan.blocks);
       };
       const auto reduce = [&](auto kernel, const char* name, double* squares, A* grads) {
         launch(kernel, name, n * reducers, kThreads, 0, queue, plan.partials, plan.rows, instances,

@@ -11,6 +11,7 @@
 #include "common/memory.h"
 #include "common/parallel.h"
 #include "common/points.h"
+#include "gather_at/formula.h"
 #include "gather_at/gather_at.h"
 
 namespace instembed::gather_at {
@@ -55,21 +56,6 @@ Sizes checked_sizes(const Array& features, const Query& query, const Array& valu
   return sizes;
 }
 
-// A point's place along one axis: between the centres of two pixels, or on one.
-struct Between {
-  int64_t low, high;
-  double share;  // of high
-  double slope;  // of the share with the coordinate: 0 beyond the outermost centres
-};
-
-Between between(double x, int64_t size) {
-  const auto last = static_cast<double>(size - 1);
-  if (!(x >= 0)) return {0, 0, 0, 0};
-  if (x >= last) return {size - 1, size - 1, 0, 0};
-  const double low = std::floor(x);
-  return {static_cast<int64_t>(low), static_cast<int64_t>(low) + 1, x - low, 1};
-}
-
 struct Read {
   int64_t offset;  // in a channel of the map
   double weight;
@@ -100,35 +86,17 @@ class Locator {
     }
     const auto& s = query_.points.strides;
     const int64_t at = b * s[0] + n * s[1] + g * s[2];
-    std::array<Between, 3> place{};
-    int64_t nearest = 0;
+    Cell cell;
     for (int axis = 0; axis < axes_; ++axis) {
       const double x = coordinate_(query_.points.data, at + axis * s[3]);
       const int64_t pixel = nearest_pixel(x, size_[axis]);
       if (pixel < 0) return false;
-      nearest += pixel * stride_[axis];
-      if (query_.linear) place[axis] = between(x, size_[axis]);
+      cell.on[axis] = query_.linear ? between(x, size_[axis]) : on_pixel(pixel);
     }
-    if (!query_.linear) {
-      *reads = {nearest, 1};
-      return true;
-    }
-    for (int corner = 0; corner < 1 << axes_; ++corner) {
-      Read read{0, 1};
-      for (int axis = 0; axis < axes_; ++axis) {
-        const Between& on = place[axis];
-        const bool high = corner >> axis & 1;
-        read.offset += (high ? on.high : on.low) * stride_[axis];
-        read.weight *= high ? on.share : 1 - on.share;
-      }
-      reads[corner] = read;
+    for (int corner = 0; corner < this->reads(); ++corner) {
+      reads[corner] = {cell.offset(corner, stride_.data()), cell.weight(corner)};
       for (int axis = 0; slopes && axis < axes_; ++axis) {
-        double slope = corner >> axis & 1 ? place[axis].slope : -place[axis].slope;
-        for (int other = 0; other < axes_; ++other) {
-          const double share = place[other].share;
-          if (other != axis) slope *= corner >> other & 1 ? share : 1 - share;
-        }
-        slopes[corner][axis] = slope;
+        slopes[corner][axis] = cell.slope(corner, axis);
       }
     }
     return true;

@@ -6,6 +6,8 @@
 
 #include "common/cuda_devices.h"
 #include "discriminative/cuda.h"
+#include "gather_at/cuda.h"
+#include "instance_pool/cuda.h"
 #include "label_statistics/cuda.h"
 #include "mean_shift/cuda.h"
 #include "pairwise_similarity/cuda.h"
@@ -54,6 +56,100 @@ inline void bind_discriminative_cuda(py::module_& module) {
       py::arg("embeddings"), py::arg("offsets"), py::arg("options"), py::arg("grad_terms"),
       py::arg("images"), py::arg("counts"), py::arg("vectors"), py::arg("slots"), py::arg("grad"),
       py::arg("workspace"), py::kw_only(), py::arg("stream"));
+}
+
+inline void bind_gather_at_cuda(py::module_& module) {
+  using namespace gather_at;
+  using OptionalArray = std::optional<Array>;
+
+  module.def(
+      "gather_at_forward_cuda",
+      [](const Array& features, const Array& points, const OptionalArray& valid,
+         const Array& values, bool linear, int64_t stream) {
+        const py::gil_scoped_release release;
+        forward_cuda(features, {points, valid ? &*valid : nullptr, linear}, values, stream);
+      },
+      py::arg("features"), py::arg("points"), py::arg("valid"), py::arg("values"), py::kw_only(),
+      py::arg("linear"), py::arg("stream"));
+
+  module.def(
+      "gather_at_cuda_workspace",
+      [](const Array& features, const Array& points, const OptionalArray& valid, bool linear) {
+        return cuda_workspace(features, {points, valid ? &*valid : nullptr, linear});
+      },
+      py::arg("features"), py::arg("points"), py::arg("valid"), py::kw_only(), py::arg("linear"));
+
+  module.def(
+      "gather_at_backward_cuda",
+      [](const Array& grad_values, const Array& features, const Array& points,
+         const OptionalArray& valid, const OptionalArray& grad_features,
+         const OptionalArray& grad_points, const Array& workspace, bool linear, int64_t stream) {
+        const py::gil_scoped_release release;
+        backward_cuda(grad_values, features, {points, valid ? &*valid : nullptr, linear},
+                      grad_features ? &*grad_features : nullptr,
+                      grad_points ? &*grad_points : nullptr, workspace, stream);
+      },
+      py::arg("grad_values"), py::arg("features"), py::arg("points"), py::arg("valid"),
+      py::arg("grad_features"), py::arg("grad_points"), py::arg("workspace"), py::kw_only(),
+      py::arg("linear"), py::arg("stream"));
+}
+
+inline void bind_instance_pool_cuda(py::module_& module) {
+  using namespace instance_pool;
+  using OptionalArray = std::optional<Array>;
+
+  module.def(
+      "instance_pool_workspace",
+      [](const Array& features, const OptionalArray& offsets, Reduce reduce, int64_t capacity) {
+        return pool_workspace(features, offsets ? &*offsets : nullptr, reduce, capacity);
+      },
+      py::arg("features"), py::arg("offsets"), py::arg("reduce"), py::arg("capacity"));
+
+  module.def(
+      "instance_pool_cuda",
+      [](const Array& features, const Array& labels, const OptionalArray& offsets, Reduce reduce,
+         const Array& pooled, const Array& valid, const Array& ids, const Array& counts,
+         const OptionalArray& argmax, const Array& num_instances, const Array& workspace,
+         std::optional<int64_t> background, std::optional<int64_t> ignore_index, int64_t stream) {
+        const py::gil_scoped_release release;
+        pool_cuda(features, labels, offsets ? &*offsets : nullptr, {background, ignore_index},
+                  reduce, {pooled, valid, ids, counts, argmax ? &*argmax : nullptr}, num_instances,
+                  workspace, stream);
+      },
+      py::arg("features"), py::arg("labels"), py::arg("offsets"), py::arg("reduce"),
+      py::arg("pooled"), py::arg("valid"), py::arg("ids"), py::arg("counts"), py::arg("argmax"),
+      py::arg("num_instances"), py::arg("workspace"), py::kw_only(), py::arg("background"),
+      py::arg("ignore_index"), py::arg("stream"));
+
+  module.def(
+      "instance_spread_workspace",
+      [](const Array& features, const OptionalArray& offsets, int64_t capacity) {
+        return spread_workspace(features, offsets ? &*offsets : nullptr, capacity);
+      },
+      py::arg("features"), py::arg("offsets"), py::arg("capacity"));
+
+  module.def(
+      "instance_spread_cuda",
+      [](const Array& grad, const Array& labels, const OptionalArray& offsets, Reduce reduce,
+         const Array& grad_features, const Array& workspace, std::optional<int64_t> background,
+         std::optional<int64_t> ignore_index, int64_t stream) {
+        const py::gil_scoped_release release;
+        spread_cuda(grad, labels, offsets ? &*offsets : nullptr, {background, ignore_index}, reduce,
+                    grad_features, workspace, stream);
+      },
+      py::arg("grad"), py::arg("labels"), py::arg("offsets"), py::arg("reduce"),
+      py::arg("grad_features"), py::arg("workspace"), py::kw_only(), py::arg("background"),
+      py::arg("ignore_index"), py::arg("stream"));
+
+  module.def(
+      "instance_spread_max_cuda",
+      [](const Array& grad, const Array& argmax, const OptionalArray& offsets,
+         const Array& grad_features, int64_t stream) {
+        const py::gil_scoped_release release;
+        spread_max_cuda(grad, argmax, offsets ? &*offsets : nullptr, grad_features, stream);
+      },
+      py::arg("grad"), py::arg("argmax"), py::arg("offsets"), py::arg("grad_features"),
+      py::kw_only(), py::arg("stream"));
 }
 
 inline void bind_label_statistics_cuda(py::module_& module) {
@@ -224,6 +320,8 @@ inline void bind_seeds_cuda(py::module_& module) {
 inline void bind_cuda(py::module_& module) {
   module.def("cuda_device_count", &cuda::visible_devices);
   bind_discriminative_cuda(module);
+  bind_gather_at_cuda(module);
+  bind_instance_pool_cuda(module);
   bind_label_statistics_cuda(module);
   bind_mean_shift_cuda(module);
   bind_pairwise_similarity_cuda(module);

@@ -10,7 +10,13 @@ from torch import Tensor
 from instembed import _arguments as arguments
 from instembed import _native, _ops
 from instembed._native import core, threads
-from instembed._pixels import accumulation_dtype, flat_embeddings, flat_pixels, number_of_images
+from instembed._pixels import (
+    accumulation_dtype,
+    cuda_capacity,
+    flat_embeddings,
+    flat_pixels,
+    number_of_images,
+)
 
 Seeding = Literal["peel", "all"]
 Leftovers = Literal["noise", "nearest"]
@@ -209,14 +215,6 @@ def _mean_shift_cpu(
     return labels, *tables
 
 
-def _cuda_capacity(embeddings: Tensor, offsets: Tensor | None, max_instances: int | None) -> int:
-    if max_instances is not None:
-        return max_instances
-    pixels = embeddings.numel() // embeddings.shape[1]
-    images = max(number_of_images(embeddings, offsets), 1)
-    return _ops.default_capacity(pixels // images * (1 if offsets is None else 16))
-
-
 @_ops.cuda("mean_shift")
 def _mean_shift_cuda(
     embeddings: Tensor,
@@ -232,7 +230,7 @@ def _mean_shift_cuda(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     cuda_core = _native.cuda_core()
     labels = new_labels(embeddings)
-    capacity = _cuda_capacity(embeddings, offsets, max_instances)
+    capacity = cuda_capacity(embeddings, offsets, max_instances)
     tables = new_tables(embeddings, number_of_images(embeddings, offsets), capacity)
     flat = flat_embeddings(embeddings)
     flat_mask = None if mask is None else flat_pixels(mask, embeddings)
@@ -254,10 +252,7 @@ def _mean_shift_cuda(
         tol=tol,
         stream=_native.stream_of(embeddings),
     )
-    num_instances = tables[2]
-    if _native.overflow_checks() and bool((num_instances < 0).any()):
-        raise ValueError("offsets must rise from 0 to the number of points")
-    _native.check_overflow(num_instances, capacity)
+    _native.check_overflow(tables[2], capacity)
     return labels, *tables
 
 
@@ -267,7 +262,7 @@ def _mean_shift_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     max_instances = options[3]
     on_gpu = embeddings.device.type == "cuda"
-    capacity = _cuda_capacity(embeddings, offsets, max_instances) if on_gpu else _ops.capacity(max_instances)
+    capacity = cuda_capacity(embeddings, offsets, max_instances) if on_gpu else _ops.capacity(max_instances)
     return new_labels(embeddings), *new_tables(embeddings, number_of_images(embeddings, offsets), capacity)
 
 

@@ -12,6 +12,7 @@ from instembed import _native, _ops
 from instembed._native import core, threads
 from instembed._pixels import (
     accumulation_dtype,
+    cuda_capacity,
     empty_gradient,
     flat_embeddings,
     flat_pixels,
@@ -345,11 +346,9 @@ def _terms_backward_cpu(
 
 def _cuda_capacity(embeddings: Tensor, offsets: Tensor | None, max_instances: int | None) -> int:
     """Instances an image; no more than one has pixels."""
-    images = max(number_of_images(embeddings, offsets), 1)
     pixels = embeddings.numel() // embeddings.shape[1]
-    if max_instances is None:
-        max_instances = _ops.default_capacity(pixels // images * (1 if offsets is None else 16))
-    return max(min(max_instances, pixels if offsets is not None else pixels // images), 1)
+    largest = pixels // (1 if offsets is not None else max(number_of_images(embeddings, None), 1))
+    return max(min(cuda_capacity(embeddings, offsets, max_instances), largest), 1)
 
 
 def _new_cuda_state(

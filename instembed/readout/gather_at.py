@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from instembed import _arguments as arguments
-from instembed import _ops
+from instembed import _native, _ops
 from instembed._native import core, threads
 from instembed._pixels import empty_gradient
 
@@ -133,6 +133,47 @@ def _gather_at_backward_cpu(
         gradients[1] if wants_points else None,
         linear=linear,
         threads=threads(),
+    )
+    return gradients
+
+
+@_ops.cuda("gather_at")
+def _gather_at_cuda(
+    features: Tensor, points: Tensor, valid: Tensor | None, linear: bool, groups: int
+) -> Tensor:
+    values = _new_values(features, points, groups)
+    _native.cuda_core().gather_at_forward_cuda(
+        *_native_arguments(features, points, valid, groups),
+        _by_group(values, groups, values.shape[-1]),
+        linear=linear,
+        stream=_native.stream_of(features),
+    )
+    return values
+
+
+@_ops.cuda("gather_at_backward")
+def _gather_at_backward_cuda(
+    grad_values: Tensor,
+    features: Tensor,
+    points: Tensor,
+    valid: Tensor | None,
+    linear: bool,
+    groups: int,
+    wants_features: bool,
+    wants_points: bool,
+) -> tuple[Tensor, Tensor]:
+    cuda_core = _native.cuda_core()
+    gradients = _new_gradients(features, points, wants_features, wants_points)
+    arguments = _native_arguments(features, points, valid, groups)
+    bytes_needed = cuda_core.gather_at_cuda_workspace(*arguments, linear=linear) if wants_features else 0
+    cuda_core.gather_at_backward_cuda(
+        _by_group(grad_values.contiguous(), groups, grad_values.shape[-1]),
+        *arguments,
+        _channels_by_group(gradients[0], groups) if wants_features else None,
+        _by_group(gradients[1], groups, points.shape[-1]) if wants_points else None,
+        features.new_empty(bytes_needed, dtype=torch.uint8),
+        linear=linear,
+        stream=_native.stream_of(features),
     )
     return gradients
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from instembed import _arguments as arguments
-from instembed import _ops
+from instembed import _native, _ops
 from instembed._native import core, threads
 from instembed._pixels import (
     accumulation_dtype,
+    cuda_capacity,
     flat_embeddings,
     flat_pixels,
     is_channels_last,
@@ -93,7 +94,9 @@ def instance_pool(
         labels: (B, *spatial) or (N,) instance ids of any integer dtype and any value. Ids are per image. An
             instance need not be connected. For features at a stride, take labels at that stride.
         reduce: "mean", "sum" or "max" over an instance's pixels, each channel on its own.
-        max_instances: capacity M of the outputs. None: the largest number found in an image.
+        max_instances: capacity M of the outputs. None: the largest number found in an image; on a GPU, which
+            cannot wait for that, a 16th of an image's pixels, 64 to 4096 (with ``offsets``: of all points'
+            mean, times 16).
         background: the id that is no instance; None makes 0 an instance like any other.
         ignore_index: another id that is no instance, for example 255.
         offsets: (B + 1,) for points: image b is points ``offsets[b]:offsets[b + 1]``. None is one image.
@@ -111,6 +114,9 @@ def instance_pool(
         by its pixels), "max" gives all of it to the pixel of the maximum, of equals to the first. Pixels of
         no instance get zero. A NaN shows in its instance's channel and nowhere else; to "max" it is larger
         than any number.
+
+        On a GPU an image with more instances than M has features of NaN, none of them valid, and sends no
+        gradient (see :func:`set_overflow_checks`).
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, dtype, shape, device or value, or an image has
@@ -202,11 +208,46 @@ def _pool_cpu(
     return outputs
 
 
+@_ops.cuda("instance_pool")
+def _pool_cuda(
+    features: Tensor,
+    labels: Tensor,
+    offsets: Tensor | None,
+    reduce: str,
+    max_instances: int | None,
+    background: int | None,
+    ignore_index: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    cuda_core = _native.cuda_core()
+    capacity = cuda_capacity(features, offsets, max_instances)
+    outputs = _new_outputs(features, offsets, reduce, capacity)
+    flat, how = flat_embeddings(features), getattr(core.Reduce, reduce)
+    num_instances = outputs[2].new_empty(outputs[2].shape[0])
+    bytes_needed = cuda_core.instance_pool_workspace(flat, offsets, how, capacity)
+    cuda_core.instance_pool_cuda(
+        flat,
+        flat_pixels(labels, features),
+        offsets,
+        how,
+        *outputs[:4],
+        outputs[4] if reduce == "max" else None,
+        num_instances,
+        features.new_empty(bytes_needed, dtype=torch.uint8),
+        background=background,
+        ignore_index=ignore_index,
+        stream=_native.stream_of(features),
+    )
+    _native.check_overflow(num_instances, capacity)
+    return outputs
+
+
 @_ops.fake("instance_pool")
 def _pool_fake(
     features: Tensor, labels: Tensor, offsets: Tensor | None, reduce: str, max_instances: int | None, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _new_outputs(features, offsets, reduce, _ops.capacity(max_instances))
+    on_gpu = features.device.type == "cuda"
+    capacity = cuda_capacity(features, offsets, max_instances) if on_gpu else _ops.capacity(max_instances)
+    return _new_outputs(features, offsets, reduce, capacity)
 
 
 def _new_gradient(grad: Tensor, shape: Sequence[int], dtype: torch.dtype, channels_last: bool) -> Tensor:
@@ -234,6 +275,40 @@ def _backward_cpu(
     else:
         instances = _instances(labels, gradient, offsets, background, ignore_index)
         instances.spread(grad, offsets, getattr(core.Reduce, reduce), flat, threads=threads())
+    return gradient
+
+
+@_ops.cuda("instance_pool_backward")
+def _backward_cuda(
+    grad: Tensor,
+    argmax: Tensor,
+    labels: Tensor,
+    offsets: Tensor | None,
+    reduce: str,
+    background: int | None,
+    ignore_index: int | None,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    cuda_core = _native.cuda_core()
+    gradient = _new_gradient(grad, shape, dtype, channels_last)
+    grad, flat, stream = grad.contiguous(), flat_embeddings(gradient), _native.stream_of(grad)
+    if reduce == "max":
+        cuda_core.instance_spread_max_cuda(grad, argmax.contiguous(), offsets, flat, stream=stream)
+    else:
+        bytes_needed = cuda_core.instance_spread_workspace(flat, offsets, grad.shape[1])
+        cuda_core.instance_spread_cuda(
+            grad,
+            flat_pixels(labels, gradient),
+            offsets,
+            getattr(core.Reduce, reduce),
+            flat,
+            grad.new_empty(bytes_needed, dtype=torch.uint8),
+            background=background,
+            ignore_index=ignore_index,
+            stream=stream,
+        )
     return gradient
 
 

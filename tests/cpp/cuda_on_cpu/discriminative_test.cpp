@@ -21,31 +21,6 @@ struct Case {
   int64_t spare = 3;  // capacity beyond the instances
 };
 
-double value(const Buffer& array, DType dtype, int64_t i) {
-  double result = 0;
-  dispatch_floating(dtype, "test", [&](auto type) {
-    result = static_cast<double>(reinterpret_cast<const decltype(type)*>(array.raw())[i]);
-  });
-  return result;
-}
-
-DType sums_of(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
-
-void check_close(const Buffer& got, DType dtype, const Buffer& expected, double tolerance) {
-  double scale = 0;
-  for (int64_t i = 0; i < expected.size(); ++i) {
-    scale = std::max(scale, std::abs(value(expected, DType::f64, i)));
-  }
-  for (int64_t i = 0; i < expected.size(); ++i) {
-    const double error = std::abs(value(got, dtype, i) - value(expected, DType::f64, i));
-    if (!(error <= tolerance * scale + 1e-300)) {
-      std::fprintf(stderr, "element %ld: %g instead of %g, scale %g\n", static_cast<long>(i),
-                   value(got, dtype, i), value(expected, DType::f64, i), scale);
-      std::exit(1);
-    }
-  }
-}
-
 void check(const Case& c, int schedules) {
   const std::vector<int> layout =
       c.interleaved ? std::vector<int>{0, 2, 1} : std::vector<int>{0, 1, 2};
@@ -96,10 +71,7 @@ void check(const Case& c, int schedules) {
       grad_terms.as<float>()[i] = static_cast<float>(weights.as<double>()[i]);
     }
   }
-  const double tolerance = c.dtype == DType::f64    ? 1e-11
-                           : c.dtype == DType::bf16 ? 8e-3
-                           : c.dtype == DType::f16  ? 1e-3
-                                                    : 5e-6;
+  const double tolerance = tolerance_of(c.dtype);
   std::vector<char> bits;
   for_schedules(schedules, [&] {
     Buffer got(sums, {c.images, 4}), info(DType::i64, {2 * c.images + 1});

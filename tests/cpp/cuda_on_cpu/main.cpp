@@ -18,6 +18,8 @@ struct Test {
 
 const std::vector<Test> kTests = {{"simulator", test_simulator},
                                   {"discriminative", test_discriminative},
+                                  {"gather_at", test_gather_at},
+                                  {"instance_pool", test_instance_pool},
                                   {"label_statistics", test_label_statistics},
                                   {"mean_shift", test_mean_shift},
                                   {"pairwise_similarity", test_pairwise_similarity},

@@ -8,9 +8,7 @@
 #include "common/dtype.h"
 #include "common/images.cuh"
 
-namespace instembed::discriminative {
-
-using namespace cuda;
+namespace instembed::cuda {
 
 constexpr int kThreads = 256;
 constexpr int kPiece = kWarp;        // pixels whose sums one thread takes
@@ -134,4 +132,30 @@ __device__ __forceinline__ void store_tile(T* first, const Strides& strides, int
   }
 }
 
-}  // namespace instembed::discriminative
+// The tiles that a block works on: those of part `part` of `parts` of image `image`.
+struct Share {
+  int64_t image, part, parts, first, last;
+};
+
+// Of block `block` of a launch for images from first_image on, `blocks` each.
+__device__ __forceinline__ Share share_of(const Images& images, int64_t block, int64_t first_image,
+                                          int64_t blocks, int64_t parts, const TileShape& shape) {
+  Share share{};
+  share.image = first_image + block / blocks;
+  share.part = block % blocks;
+  share.parts = parts;
+  const int64_t tiles = (images.count(share.image) + shape.pixels - 1) / shape.pixels;
+  if (share.part >= parts) return share;
+  share.first = tiles * share.part / parts;
+  share.last = tiles * (share.part + 1) / parts;
+  return share;
+}
+
+// Blocks that share an image's sums: as many as there is room for tables.
+__device__ __forceinline__ int64_t parts_of(int64_t blocks, int64_t rows, int32_t instances) {
+  if (instances == 0) return blocks;
+  const int64_t fit = rows / instances;
+  return fit < 1 ? 1 : (fit < blocks ? fit : blocks);
+}
+
+}  // namespace instembed::cuda

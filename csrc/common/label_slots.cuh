@@ -1,0 +1,175 @@
+// The labels of a batch to slots on the device: 0, 1, ... for the instances of an image, in
+// ascending order of id.
+//
+// Labels are looked up in a hash table an image (common/id_table.cuh), by the run of one id and not
+// by the pixel, and every pixel keeps the place of its id; then places are numbered. Whoever uses a
+// pixel's place next turns it into the slot, or number_pixels() does.
+#pragma once
+
+#include <algorithm>
+
+#include "common/id_table.cuh"
+#include "common/images.cuh"
+#include "common/label_runs.h"
+
+namespace instembed::cuda {
+
+constexpr int64_t kSegment = 512;  // pixels whose labels one warp looks up
+
+// A slot, or a place, for each pixel: in 16 bits where that is enough.
+struct Codes {
+  void* data;
+  bool wide;
+
+  __device__ int32_t operator[](int64_t i) const {
+    return wide ? static_cast<const int32_t*>(data)[i] : static_cast<const int16_t*>(data)[i];
+  }
+  __device__ void set(int64_t i, int32_t code) const {
+    if (wide) {
+      static_cast<int32_t*>(data)[i] = code;
+    } else {
+      static_cast<int16_t*>(data)[i] = static_cast<int16_t>(code);
+    }
+  }
+};
+
+static __global__ void __launch_bounds__(256)
+    insert_labels_kernel(const void* labels, DType type, Strides strides, Images images,
+                         DeviceRules rules, IdTables tables, Codes codes, int64_t* background) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int64_t warp = static_cast<int64_t>(blockIdx.x) * (256 / kWarp) + threadIdx.x / kWarp;
+  int64_t from = warp * kSegment;
+  const int64_t end = from + kSegment < images.total ? from + kSegment : images.total;
+  if (images.offsets && *images.invalid) return;
+  while (from < end) {
+    const int64_t image = images.image_of(from);
+    const int64_t start = images.start(image);
+    const int64_t image_end = start + images.count(image);
+    const int64_t to = image_end < end ? image_end : end;
+    const int64_t base = strides.at(images, image);
+    int64_t last_id = 0;  // of the pixel before, and its code
+    int last_code = 0;
+    int64_t behind = 0;
+    for (int64_t i = from + lane; i - lane < to; i += kWarp) {
+      const bool inside = i < to;
+      int64_t id = 0;
+      if (inside) id = load_id(labels, type, base + (i - start) * strides.pixel);
+      int64_t previous = __shfl_up_sync(kAllLanes, id, 1);
+      if (lane == 0) previous = last_id;
+      const bool head = inside && (i == from || id != previous);
+      const unsigned heads = __ballot_sync(kAllLanes, head);
+      int code = last_code;
+      if (head) {
+        if (rules.is_ignored(id)) {
+          code = kIgnored;
+        } else if (rules.is_background(id)) {
+          code = kBackground;
+        } else {
+          const int32_t place = insert(tables, image, id);
+          code = place < 0 ? kIgnored : place;  // a full table: the image is given up
+        }
+      }
+      const unsigned before = heads & (0xffffffffu >> (kWarp - 1 - lane));
+      const int source = before ? kWarp - 1 - __clz(static_cast<int>(before)) : lane;
+      code = __shfl_sync(kAllLanes, code, source);
+      if (inside) codes.set(i, code);
+      const unsigned outside = __ballot_sync(kAllLanes, inside && code == kBackground);
+      behind += __popc(outside);
+      last_id = __shfl_sync(kAllLanes, id, kWarp - 1);
+      last_code = __shfl_sync(kAllLanes, code, kWarp - 1);
+    }
+    if (lane == 0 && behind > 0 && background) {
+      atomicAdd(reinterpret_cast<unsigned long long*>(background + image),
+                static_cast<unsigned long long>(behind));
+    }
+    from = to;
+  }
+}
+
+// slots[place] is the rank of the id there, and ids, if wanted, are in that order.
+static __global__ void __launch_bounds__(256)
+    number_places_kernel(IdTables tables, int32_t* slots, int64_t* ids, int64_t* found, int parts) {
+  const int64_t image = blockIdx.x / parts;
+  const int part = static_cast<int>(blockIdx.x % parts);
+  rank_ids(tables, image, part, parts, [&](int32_t place, int32_t rank, int64_t id) {
+    slots[image * tables.places() + place] = rank;
+    if (ids) ids[image * tables.capacity + rank] = id;
+  });
+  if (part == 0 && threadIdx.x == 0) {
+    const int32_t count = tables.counts[image];
+    found[image] = count > tables.capacity ? -1 : count;
+  }
+}
+
+// The pixels' places to slots, kIgnored in images that are given up; counts (B, capacity), all zero
+// before, become the slots' pixels.
+static __global__ void __launch_bounds__(256)
+    number_pixels_kernel(Images images, IdTables tables, const int32_t* slots, const int64_t* found,
+                         Codes codes, int64_t* counts) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
+  int64_t row = -1;
+  if (i < images.total && !(images.offsets && *images.invalid)) {
+    const int64_t image = images.image_of(i);
+    int32_t code = codes[i];
+    if (code >= 0) code = found[image] < 0 ? kIgnored : slots[image * tables.places() + code];
+    codes.set(i, code);
+    if (code >= 0) row = image * tables.capacity + code;
+  }
+  const int64_t before = __shfl_up_sync(kAllLanes, row, 1);
+  const bool head = lane == 0 || row != before;
+  const unsigned later = __ballot_sync(kAllLanes, head) >> lane >> 1;  // heads of the lanes after
+  if (head && row >= 0) {
+    const int length = later ? __ffs(static_cast<int>(later)) : kWarp - lane;
+    atomicAdd(reinterpret_cast<unsigned long long*>(counts + row),
+              static_cast<unsigned long long>(length));
+  }
+}
+
+struct LabelSlots {  // what the device needs meanwhile
+  IdTables tables;
+  int32_t* of_place = nullptr;  // tables.places() each image: the slot of the id there
+
+  void take(Workspace* workspace, int64_t images, int64_t capacity) {
+    tables.take(workspace, images, capacity);
+    of_place = workspace->take<int32_t>(images * tables.places());
+  }
+};
+
+// Bytes that a pixel's place, and slot, needs.
+inline int64_t slot_bytes(int64_t capacity) {
+  return IdTables::size_for(capacity) < INT16_MAX ? 2 : 4;
+}
+
+// Fills the places of all pixels of labels (B, N), or (1, N) with offsets, and slots.of_place.
+// `found` has the number of an image's instances, -1 where they are more than the capacity. Wanted
+// or null: `background`, an image's pixels of background, and `ids` (B, capacity), of which this
+// sets those that are found.
+static inline void find_slots(const LabelSlots& slots, const Array& labels, const Images& images,
+                              const LabelRules& rules, const Codes& places, int64_t* found,
+                              int64_t* background, int64_t* ids, Stream stream) {
+  constexpr int kThreads = 256;
+  clear_tables(slots.tables, images.images, stream);
+  if (background) fill_bytes(background, 0, images.images * 8, stream);
+  fill_bytes(slots.of_place, 0xff, images.images * slots.tables.places() * 4, stream);
+  const DeviceRules device_rules{rules.background.value_or(0), rules.ignore_index.value_or(0),
+                                 rules.background.has_value(), rules.ignore_index.has_value()};
+  const int64_t warps = (images.total + kSegment - 1) / kSegment;
+  launch(insert_labels_kernel, "insert_labels", (warps * kWarp + kThreads - 1) / kThreads, kThreads,
+         0, stream, labels.data, labels.dtype, Strides{labels.strides[0], 0, labels.strides[1]},
+         images, device_rules, slots.tables, places, background);
+  const auto rankers = static_cast<int>(rank_blocks(slots.tables.capacity));
+  launch(number_places_kernel, "number_places", images.images * rankers, kThreads, 0, stream,
+         slots.tables, slots.of_place, ids, found, rankers);
+}
+
+// After find_slots(): places become slots, which are counted.
+static inline void number_pixels(const LabelSlots& slots, const Images& images,
+                                 const int64_t* found, const Codes& codes, int64_t* counts,
+                                 Stream stream) {
+  fill_bytes(counts, 0, images.images * slots.tables.capacity * 8, stream);
+  launch(number_pixels_kernel, "number_pixels", (images.total + 255) / 256, 256, 0, stream, images,
+         slots.tables, slots.of_place, found, codes, counts);
+}
+
+}  // namespace instembed::cuda
