@@ -10,10 +10,7 @@ constexpr int kBlockWarps = 8;  // of blocks of 256 threads
 // The sum of `value` over the 256 threads of a block, the same for all of them, in a fixed order.
 // `room` is kBlockWarps elements of shared memory.
 __device__ __forceinline__ double sum_block(double value, SharedPtr<double> room) {
-#pragma unroll
-  for (int other = kWarp / 2; other > 0; other /= 2) {
-    value += __shfl_xor_sync(kAllLanes, value, other);
-  }
+  value = warp_sum(value);
   __syncthreads();  // the sum before has been read
   if (threadIdx.x % kWarp == 0) room[threadIdx.x / kWarp] = value;
   __syncthreads();

@@ -376,11 +376,7 @@ void backward_cuda(const Array& grad_losses, const Array& slopes, const Array& i
   const DType type = accumulation(grad.dtype);
   expect_contiguous(grad_losses, type, shape.images, "grad_losses");
   expect_contiguous(slopes, type, indices.size() * shape.channels, "slopes");
-  Array interleaved = grad;
-  std::swap(interleaved.shape[1], interleaved.shape[2]);
-  std::swap(interleaved.strides[1], interleaved.strides[2]);
-  expect(grad.contiguous() || interleaved.contiguous(),
-         "grad: expected pixels or channels side by side");
+  expect_gapless(grad, "grad");
   const DeviceGuard guard(grad.device_id);
   const Stream queue = as_stream(stream);
   fill_bytes(grad.data, 0, grad.size() * item_size(grad.dtype), queue);

@@ -2,7 +2,7 @@
 //
 // One pass over the pixels counts the masks of all seeds and their pairwise intersections; a block
 // an image accepts seeds one after the other; and one more pass gives every pixel to the accepted
-// seed that is most similar, with another for as long as instances are given up. For N pixels of D
+// seed that is most similar, with another if instances are given up. For N pixels of D
 // channels of T bytes and S seeds that are N (2 T D + 8) bytes, 25 MB and 8 us at 3.3 TB/s for 512
 // x 512, D = 8 and float32; at least 6 N S 8 flops, 1.3 GFLOP and 20 us at 60 TFLOP/s for 100
 // seeds; and S steps of accepting, about half a microsecond each. Memory: S^2 counters an image.
@@ -25,12 +25,12 @@ struct Candidates {
   int32_t* places = nullptr;   // (images, seeds): among all seeds
   int32_t* found = nullptr;    // an image
   int32_t* pairs = nullptr;    // (images, seeds, seeds): pixels in the masks of both, a <= b
-  int32_t* chosen = nullptr;   // (images, 2, seeds): candidates, ascending; two alternate
-  int32_t* sizes = nullptr;    // (images, 2, seeds): pixels that they own
-  int32_t* kept = nullptr;     // (images, 2): how many are chosen
-  unsigned long long* arrived = nullptr;  // a group
+  int32_t* chosen = nullptr;  // (images, 2, seeds): candidates that are accepted, and those of them
+                              // that are not given up, ascending
+  int32_t* sizes = nullptr;   // (images, 2, seeds): pixels that they own
+  int32_t* kept = nullptr;    // (images, 2): how many are chosen
 
-  void take(Workspace* workspace, int64_t images, int64_t seeds, int channels, int64_t groups) {
+  void take(Workspace* workspace, int64_t images, int64_t seeds, int channels) {
     values = workspace->take<A>(images * seeds * row_of(channels));
     radii = workspace->take<Radius<A>>(images * seeds);
     places = workspace->take<int32_t>(images * seeds);
@@ -39,7 +39,6 @@ struct Candidates {
     chosen = workspace->take<int32_t>(images * 2 * seeds);
     sizes = workspace->take<int32_t>(images * 2 * seeds);
     kept = workspace->take<int32_t>(images * 2);
-    arrived = workspace->take<unsigned long long>(groups);
   }
 };
 
@@ -147,105 +146,95 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) candidates.kept[image * 2] = accepted;
 }
 
-struct Instances {
-  int64_t *labels, *order, *counts, *found;
-};
-
-// Labels: 1 + the most similar of the chosen in whose ball a pixel lies, the first of equals. The
-// blocks of a group take an image, and assign its pixels again when some of the chosen were left
-// with too few.
+// Labels: 1 + the most similar of the chosen in whose ball a pixel lies, the first of equals. Once
+// for the accepted seeds, and once again if some of them are given up.
 template <class T, class A>
 __global__ void __launch_bounds__(kThreads, 2)
-    assign_kernel(Input<T> input, int64_t count, Candidates<A> candidates, Growth growth,
-                  Instances out, int blocks) {
+    assign_kernel(Input<T> input, int64_t count, Candidates<A> candidates, bool again,
+                  int64_t* labels, int64_t blocks) {
   const int lane = lane_of_thread();
-  const int block = static_cast<int>(blockIdx.x) % blocks;
-  const int64_t group = blockIdx.x / blocks, groups = gridDim.x / blocks;
+  const int64_t image = blockIdx.x / blocks, own = (image * 2 + (again ? 1 : 0)) * count;
   const int row = row_of(input.channels);
-  GroupBarrier barrier;
-  for (int64_t image = group; image < input.images; image += groups) {
-    const A* values = candidates.values + image * count * row;
-    const Radius<A>* radii = candidates.radii + image * count;
-    int turn = 0;
-    int32_t n = candidates.kept[image * 2];
-    for (bool again = true; again;) {
-      const int32_t* chosen = candidates.chosen + (image * 2 + turn) * count;
-      int32_t* const sizes = candidates.sizes + (image * 2 + turn) * count;
-      for (int64_t g = int64_t{block} * kWarps + warp_of_thread(); g < input.groups();
-           g += int64_t{blocks} * kWarps) {
-        const int64_t i = g * kWarp + lane;
-        const Pixel<T, A> pixel(input, image, i, i < input.pixels && input.counts(image, i));
-        int32_t owner = 0;
-        double nearest = 0;
-        for (int32_t k = 0; k < n; ++k) {
-          const A* seed = values + int64_t{chosen[k]} * row;
-          const Radius<A> radius = radii[chosen[k]];
-          if (!(pixel.squared(seed, radius.outer) <= radius.outer)) continue;
-          const double exact = pixel.exact(seed);
-          if (exact <= radius.exact && (owner == 0 || exact < nearest)) {
-            owner = k + 1;
-            nearest = exact;
-          }
-        }
-        if (i < input.pixels) out.labels[image * input.pixels + i] = owner;
-        for (unsigned rest = __ballot_sync(kAllLanes, owner > 0); rest != 0;) {
-          const int leader = __ffs(static_cast<int>(rest)) - 1;
-          const unsigned same =
-              __ballot_sync(kAllLanes, owner == __shfl_sync(kAllLanes, owner, leader));
-          if (lane == leader) atomicAdd(sizes + owner - 1, __popc(same));
-          rest &= ~same;
-        }
+  const A* values = candidates.values + image * count * row;
+  const Radius<A>* radii = candidates.radii + image * count;
+  const int32_t* chosen = candidates.chosen + own;
+  const int32_t n = candidates.kept[image * 2 + (again ? 1 : 0)];
+  if (again && n == candidates.kept[image * 2]) return;
+  for (int64_t group = blockIdx.x % blocks * kWarps + warp_of_thread(); group < input.groups();
+       group += blocks * kWarps) {
+    const int64_t i = group * kWarp + lane;
+    const Pixel<T, A> pixel(input, image, i, i < input.pixels && input.counts(image, i));
+    int32_t owner = 0;
+    double nearest = 0;
+    for (int32_t k = 0; k < n; ++k) {
+      const A* seed = values + int64_t{chosen[k]} * row;
+      const Radius<A> radius = radii[chosen[k]];
+      if (!(pixel.squared(seed, radius.outer) <= radius.outer)) continue;
+      const double exact = pixel.exact(seed);
+      if (exact <= radius.exact && (owner == 0 || exact < nearest)) {
+        owner = k + 1;
+        nearest = exact;
       }
-      barrier.wait(candidates.arrived + group, blocks);
-      if (block == 0 && warp_of_thread() == 0) {
-        // What others took too much of is given up, and its pixels go to those: which only grow.
-        int32_t* const next = candidates.chosen + (image * 2 + 1 - turn) * count;
-        int32_t* const next_sizes = candidates.sizes + (image * 2 + 1 - turn) * count;
-        int32_t kept = 0;
-        for (int32_t from = 0; from < n; from += kWarp) {
-          const int32_t k = from + lane;
-          const bool keep = k < n && sizes[k] >= growth.min_size;
-          const unsigned bits = __ballot_sync(kAllLanes, keep);
-          if (keep) {
-            const int32_t to = kept + __popc(bits & ((1u << lane) - 1));
-            next[to] = chosen[k];
-            next_sizes[to] = 0;
-          }
-          kept += __popc(bits);
-        }
-        if (lane == 0) candidates.kept[image * 2 + 1 - turn] = kept;
-      }
-      barrier.wait(candidates.arrived + group, blocks);
-      const int32_t kept = candidates.kept[image * 2 + 1 - turn];
-      again = kept < n;
-      if (again) turn = 1 - turn;
-      n = kept;
     }
-    if (block != 0) continue;
-    const int64_t first = image * count, own = (image * 2 + turn) * count;
-    for (int32_t k = static_cast<int32_t>(threadIdx.x); k < count; k += kThreads) {
-      out.order[first + k] =
-          k < n ? int64_t{candidates.places[first + candidates.chosen[own + k]]} : -1;
-      out.counts[first + k] = k < n ? candidates.sizes[own + k] : 0;
+    if (i < input.pixels) labels[image * input.pixels + i] = owner;
+    for (unsigned rest = __ballot_sync(kAllLanes, owner > 0); rest != 0;) {
+      const int leader = __ffs(static_cast<int>(rest)) - 1;
+      const unsigned same =
+          __ballot_sync(kAllLanes, owner == __shfl_sync(kAllLanes, owner, leader));
+      if (lane == leader) atomicAdd(candidates.sizes + own + owner - 1, __popc(same));
+      rest &= ~same;
     }
-    if (threadIdx.x == 0) out.found[image] = n;
   }
 }
 
-template <class T>
+// What others took too much of is given up, and its pixels go to those: which only grow, so that
+// nothing else will be. A warp takes an image.
+template <class A>
+__global__ void __launch_bounds__(kThreads)
+    give_up_kernel(int64_t images, int64_t count, Candidates<A> candidates, int64_t min_size,
+                   int64_t* instances) {
+  const int lane = lane_of_thread();
+  const int64_t image = static_cast<int64_t>(blockIdx.x) * kWarps + warp_of_thread();
+  if (image >= images) return;
+  const int32_t* chosen = candidates.chosen + image * 2 * count;
+  const int32_t* sizes = candidates.sizes + image * 2 * count;
+  const int32_t n = candidates.kept[image * 2];
+  int32_t kept = 0;
+  for (int32_t from = 0; from < n; from += kWarp) {
+    const int32_t k = from + lane;
+    const bool keep = k < n && sizes[k] >= min_size;
+    const unsigned bits = __ballot_sync(kAllLanes, keep);
+    if (keep) {
+      candidates.chosen[(image * 2 + 1) * count + kept + __popc(bits & ((1u << lane) - 1))] =
+          chosen[k];
+    }
+    kept += __popc(bits);
+  }
+  if (lane == 0) instances[image] = candidates.kept[image * 2 + 1] = kept;
+}
+
+// A thread takes a row of the outputs.
+template <class A>
+__global__ void __launch_bounds__(kThreads)
+    write_instances_kernel(int64_t images, int64_t count, Candidates<A> candidates, int64_t* order,
+                           int64_t* counts) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (row >= images * count) return;
+  const int64_t image = row / count, k = row % count;
+  const int32_t n = candidates.kept[image * 2 + 1];
+  const int64_t own = (image * 2 + (n < candidates.kept[image * 2] ? 1 : 0)) * count + k;
+  order[row] = k < n ? int64_t{candidates.places[image * count + candidates.chosen[own]]} : -1;
+  counts[row] = k < n ? candidates.sizes[own] : 0;
+}
+
+template <class A>
 struct GrowPlan {
-  using A = accumulator_t<T>;
-
-  static auto kernel() { return assign_kernel<T, A>; }
-
   Candidates<A> candidates;
-  Crew crew;
   int64_t bytes = 0;
 
-  GrowPlan(void* base, int64_t images, int64_t seeds, int64_t channels, int64_t pixels) {
-    crew = Crew::of(kernel(), "grow_seeds", 0, images, pixels);
+  GrowPlan(void* base, int64_t images, int64_t seeds, int channels) {
     Workspace workspace(base);
-    candidates.take(&workspace, images, seeds, static_cast<int>(channels), crew.groups);
+    candidates.take(&workspace, images, seeds, channels);
     bytes = workspace.used();
   }
 };
@@ -255,12 +244,10 @@ struct GrowPlan {
 int64_t grow_cuda_workspace(const Array& embeddings, const Array& seeds) {
   check_embeddings(embeddings);
   check_seeds(seeds, embeddings.shape[0]);
-  const DeviceGuard guard(embeddings.device_id);
-  return dispatch_floating(embeddings.dtype, "embeddings", [&](auto element) {
-    return GrowPlan<decltype(element)>(nullptr, seeds.shape[0], seeds.shape[1], embeddings.shape[1],
-                                       embeddings.shape[2])
-        .bytes;
-  });
+  const auto channels = static_cast<int>(embeddings.shape[1]);
+  return embeddings.dtype == DType::f64
+             ? GrowPlan<double>(nullptr, seeds.shape[0], seeds.shape[1], channels).bytes
+             : GrowPlan<float>(nullptr, seeds.shape[0], seeds.shape[1], channels).bytes;
 }
 
 void grow_cuda(const Array& embeddings, const Array* mask, const Array& seeds, const Array& scores,
@@ -281,20 +268,19 @@ void grow_cuda(const Array& embeddings, const Array* mask, const Array& seeds, c
   if (images == 0) return;
   const DeviceGuard guard(embeddings.device_id);
   const Stream queue = as_stream(stream);
-  const int64_t shared = shared_bytes<uint32_t>(kWarps * count);
+  const int64_t shared = padded_bytes<uint32_t>(kWarps * count);
   expect(shared <= device_info().shared,
          "num_seeds: " + std::to_string(count) + " seeds are too many for this device");
   dispatch_floating(embeddings.dtype, "embeddings", [&](auto element) {
     using T = decltype(element);
     using A = accumulator_t<T>;
     const auto input = Input<T>::of(embeddings, mask);
-    const GrowPlan<T> plan(workspace.data, images, count, input.channels, pixels);
+    const GrowPlan<A> plan(workspace.data, images, count, input.channels);
     expect(workspace.size() >= plan.bytes, "workspace: too small");
     const Candidates<A>& candidates = plan.candidates;
     fill_bytes(candidates.found, 0, images * sizeof(int32_t), queue);
     fill_bytes(candidates.pairs, 0, images * count * count * sizeof(int32_t), queue);
     fill_bytes(candidates.sizes, 0, images * 2 * count * sizeof(int32_t), queue);
-    fill_bytes(candidates.arrived, 0, plan.crew.groups * 8, queue);
     launch(rank_seeds_kernel<T, A>, "grow_seeds_rank", (seeds.size() + kWarps - 1) / kWarps,
            kThreads, 0, queue, input,
            Given{seeds.as<const int64_t>(), scores.as<const double>(),
@@ -305,11 +291,17 @@ void grow_cuda(const Array& embeddings, const Array* mask, const Array& seeds, c
            input, count, candidates, blocks);
     launch(accept_kernel<A>, "grow_seeds_accept", images, kThreads, 0, queue, count, candidates,
            growth);
-    launch_together(GrowPlan<T>::kernel(), "grow_seeds", plan.crew.groups * plan.crew.blocks,
-                    kThreads, 0, queue, input, count, candidates, growth,
-                    Instances{labels.as<int64_t>(), order.as<int64_t>(), counts.as<int64_t>(),
-                              instances.as<int64_t>()},
-                    plan.crew.blocks);
+    const auto assign = [&](bool again) {
+      launch(assign_kernel<T, A>, "grow_seeds", images * blocks, kThreads, 0, queue, input, count,
+             candidates, again, labels.as<int64_t>(), blocks);
+    };
+    assign(false);
+    launch(give_up_kernel<A>, "grow_seeds_give_up", (images + kWarps - 1) / kWarps, kThreads, 0,
+           queue, images, count, candidates, growth.min_size, instances.as<int64_t>());
+    assign(true);
+    launch(write_instances_kernel<A>, "grow_seeds_write", (seeds.size() + kThreads - 1) / kThreads,
+           kThreads, 0, queue, images, count, candidates, order.as<int64_t>(),
+           counts.as<int64_t>());
   });
 }
 

@@ -140,7 +140,7 @@ inline int64_t blocks_an_image(int64_t images, int64_t most) {
   return std::clamp<int64_t>(fill, 1, std::max<int64_t>(most, 1));
 }
 
-// How a cooperative launch is shared: `groups` of `blocks`, each of which takes an image at a time.
+// How the blocks of a cooperative launch are shared: a group takes an image at a time.
 struct Crew {
   int blocks = 1;
   int64_t groups = 1;
@@ -157,11 +157,6 @@ struct Crew {
     return crew;
   }
 };
-
-template <class A>
-int64_t shared_bytes(int64_t n) {
-  return (n * static_cast<int64_t>(sizeof(A)) + 15) / 16 * 16;
-}
 
 inline void check_embeddings(const Array& embeddings) {
   expect(embeddings.ndim == 3, "embeddings: expected 3 dimensions (images, channels, pixels)");

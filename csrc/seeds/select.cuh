@@ -241,7 +241,7 @@ struct SelectPlan {
   int64_t shared, bytes = 0;
 
   SelectPlan(void* base, int64_t images, int64_t pixels, int64_t channels)
-      : shared(shared_bytes<A>(channels)) {
+      : shared(padded_bytes<A>(channels)) {
     crew = Crew::of(kernel(), "select_seeds", shared, images, pixels);
     Workspace workspace(base);
     work.take(&workspace, images, pixels, crew);

@@ -10,6 +10,7 @@ from torch import Tensor
 from instembed import _arguments as arguments
 from instembed import _native, _ops
 from instembed._native import core, threads
+from instembed._pixels import cuda_capacity
 
 
 class SampledPixels(NamedTuple):
@@ -137,13 +138,6 @@ def _sample_cpu(
     return outputs
 
 
-def _cuda_capacity(labels: Tensor, offsets: Tensor | None, max_instances: int | None) -> int:
-    if max_instances is not None:
-        return max_instances
-    images = max(_images(labels, offsets), 1)
-    return _ops.default_capacity(labels.numel() // images * (1 if offsets is None else 16))
-
-
 @_ops.cuda("sample_pixels")
 def _sample_cuda(
     labels: Tensor,
@@ -155,7 +149,7 @@ def _sample_cuda(
     ignore_index: int | None,
 ) -> tuple[Tensor, Tensor]:
     cuda_core = _native.cuda_core()
-    capacity = _cuda_capacity(labels, offsets, max_instances)
+    capacity = cuda_capacity(labels[:, None], offsets, max_instances)
     indices, valid = _new_outputs(words, samples, capacity)
     flat = labels[None] if labels.dim() == 1 else labels.flatten(1)
     bytes_needed = cuda_core.sample_pixels_cuda_workspace(flat, offsets, capacity, samples)
@@ -183,7 +177,9 @@ def _sample_fake(
     labels: Tensor, words: Tensor, offsets: Tensor | None, samples: int, max_instances: int | None, *_: Any
 ) -> tuple[Tensor, Tensor]:
     on_gpu = labels.device.type == "cuda"
-    capacity = _cuda_capacity(labels, offsets, max_instances) if on_gpu else _ops.capacity(max_instances)
+    capacity = (
+        cuda_capacity(labels[:, None], offsets, max_instances) if on_gpu else _ops.capacity(max_instances)
+    )
     return _new_outputs(words, samples, capacity)
 
 
