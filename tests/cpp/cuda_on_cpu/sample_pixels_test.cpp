@@ -51,16 +51,19 @@ void check(const Array& labels, const Array* offsets, const LabelRules& rules, c
 // Labels 1 at the pixels with the smallest keys of all, or the largest, and 2 elsewhere: more
 // candidates than a sample makes one expect, or too few.
 void check_unlikely(bool smallest, int64_t samples, int schedules) {
-  constexpr int64_t kPixels = 3000, kOwn = 600;
-  const Buffer words = draw_words(1);
-  const auto word = *reinterpret_cast<const uint64_t*>(words.raw());
-  std::vector<int64_t> order(kPixels);
-  std::iota(order.begin(), order.end(), 0);
-  std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-    return smallest ? key(word, a) < key(word, b) : key(word, a) > key(word, b);
-  });
-  Buffer labels(DType::u8, {1, kPixels});
-  for (int64_t k = 0; k < kPixels; ++k) labels.as<uint8_t>()[order[k]] = k < kOwn ? 1 : 2;
+  constexpr int64_t kPixels = 2000, kOwn = 400;
+  Buffer words = draw_words(2), labels(DType::u8, {2, kPixels});
+  for (int64_t b = 0; b < 2; ++b) {
+    const uint64_t word = words.as<uint64_t>()[b];
+    std::vector<int64_t> order(kPixels);
+    std::iota(order.begin(), order.end(), 0);
+    std::sort(order.begin(), order.end(), [&](int64_t i, int64_t j) {
+      return smallest ? key(word, i) < key(word, j) : key(word, i) > key(word, j);
+    });
+    for (int64_t k = 0; k < kPixels; ++k) {
+      labels.as<uint8_t>()[b * kPixels + order[k]] = k < kOwn ? 1 : 2;
+    }
+  }
   check(labels, nullptr, {}, words, samples, 0, schedules);
 }
 
