@@ -153,12 +153,12 @@ __global__ void __launch_bounds__(kThreads)
   const auto slot = static_cast<int32_t>(row % work.capacity);
   int64_t* const own = indices + row * samples;
   const bool given_up = work.given_up(image);
-  int64_t taken = 0;
-  if (!given_up && slot < work.found[image]) {
-    const int64_t size = work.sizes[row], start = images.start(image);
+  const int64_t size = work.sizes[row];  // 0 where there is no such instance
+  const int64_t taken = size < samples ? size : samples;
+  if (taken > 0) {
+    const int64_t start = images.start(image);
     const auto wanted = static_cast<int64_t>(work.wanted[row]);
     int64_t* const candidates = work.candidates + row * work.room;
-    taken = size < samples ? size : samples;
     const auto key_of = [word = words[image]](int64_t pixel) { return key(word, pixel); };
     if (taken <= wanted && wanted <= work.room) {
       sort_pixels(candidates, wanted, taken, own, key_of);

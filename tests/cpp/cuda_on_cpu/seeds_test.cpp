@@ -21,7 +21,7 @@ struct Case {
   int64_t clusters = 6, run = 20;  // points about so many centres, in runs of about so many pixels
   double spread = 0.3;             // of the points, where the centres are about 2 apart
   bool whole_numbers = false;      // distances and objectives meet
-  double grain = 0;                // what those are off by, about
+  double grain = 0;                // what those are off by, about; then all are equally seedy
   bool rough = false;              // some values are not finite
   double foreground = 1;           // of the pixels, by a mask
   std::vector<double> radii{1.94, 1.1, 0.51, 0.2};  // squared
@@ -62,7 +62,7 @@ struct Data {
           set(embeddings, c.dtype,
               b * array.strides[0] + d * array.strides[1] + i * array.strides[2], value);
         }
-        double value = draw(-1, 20) / 20.0;
+        double value = c.grain > 0 ? 0.5 : draw(-1, 20) / 20.0;
         if (c.rough && draw(1, 20) == 1) value = strange(c.dtype);
         set(seediness, c.dtype, i * c.images + b, value);
       }
