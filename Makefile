@@ -30,8 +30,8 @@ simulator: $(VENV)/test ## CUDA kernels on the CPU: every kernel under 20 random
 	  -DPython_EXECUTABLE=$(abspath $(RUN)) -Dpybind11_DIR=$$($(RUN) -m pybind11 --cmakedir)
 	$(VENV)/bin/cmake --build build/simulator --target simulated_kernels simulated_core
 	build/simulator/simulated_kernels 20 mean_shift & grouping=$$!; \
-	  build/simulator/simulated_kernels 20 simulator discriminative gather_at instance_pool label_statistics \
-	    pairwise_similarity sample_pixels seeds && \
+	  build/simulator/simulated_kernels 20 simulator associative_embedding discriminative gather_at group_keypoints \
+	    instance_pool label_statistics pairwise_similarity sample_pixels seeds && \
 	  $(RUN) -m pytest tests/test_cuda*.py --simulated-core build/simulator/simulated_core*.so && wait $$grouping
 
 cuda: $(VENV)/test ## CUDA kernels compiled for ARCHITECTURES (all-major: those of a wheel); no spills, no local memory

@@ -10,6 +10,34 @@ cuda: bool
 # Only where `cuda` is true: arrays live on one device, `stream` is the handle of one of its streams, and
 # `workspace` is uint8 of the size that the function beside it tells.
 def cuda_device_count() -> int: ...
+def associative_embedding_cuda_workspace(images: int, people: int) -> int: ...
+def associative_embedding_forward_cuda(
+    tags: Array,
+    keypoints: Array | None,
+    visible: Array,
+    terms: Array,
+    pixels: Array,
+    means: Array,
+    pushes: Array,
+    workspace: Array,
+    *,
+    hinge: bool,
+    sigma: float,
+    margin: float,
+    stream: int,
+) -> None: ...
+def associative_embedding_backward_cuda(
+    grad_terms: Array,
+    tags: Array,
+    pixels: Array,
+    means: Array,
+    pushes: Array,
+    grad: Array,
+    workspace: Array,
+    *,
+    gathered: bool,
+    stream: int,
+) -> None: ...
 def discriminative_cuda_workspace(
     embeddings: Array,
     offsets: Array | None,
@@ -60,6 +88,33 @@ def gather_at_backward_cuda(
     workspace: Array,
     *,
     linear: bool,
+    stream: int,
+) -> None: ...
+def group_keypoints_cuda_workspace(heatmaps: Array) -> int: ...
+def find_candidates_cuda(
+    heatmaps: Array,
+    tags: Array,
+    max_people: int,
+    peak_threshold: float,
+    nms: int,
+    candidates: Array,
+    workspace: Array,
+    *,
+    stream: int,
+) -> None: ...
+def finish_people_cuda(
+    heatmaps: Array,
+    tags: Array,
+    max_people: int,
+    adjust: bool,
+    refine: bool,
+    pixels: Array,
+    people: Array,
+    num_people: Array,
+    keypoints: Array,
+    keypoint_scores: Array,
+    visibility: Array,
+    *,
     stream: int,
 ) -> None: ...
 def instance_pool_workspace(features: Array, offsets: Array | None, reduce: Reduce, capacity: int) -> int: ...
@@ -351,6 +406,17 @@ def group_keypoints(
     num_people: Array,
     keypoint_scores: Array,
     visibility: Array,
+    *,
+    threads: int,
+) -> None: ...
+def group_candidates(
+    candidates: Array,
+    max_people: int,
+    tag_threshold: float,
+    joint_order: list[int],
+    pixels: Array,
+    people: Array,
+    num_people: Array,
     *,
     threads: int,
 ) -> None: ...

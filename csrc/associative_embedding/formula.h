@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "common/scalar.h"
+
 namespace instembed::associative_embedding {
 
 class Push {
@@ -18,12 +20,12 @@ class Push {
   };
 
   // Written so that a NaN stays one: bad tags must show in the loss.
-  Pair operator()(double square) const {
+  INSTEMBED_INLINE Pair operator()(double square) const {
     if (!hinge_) {
-      const double value = std::exp(-rate_ * square);
+      const double value = exp(-rate_ * square);
       return {value, -2 * rate_ * value};
     }
-    const double distance = std::sqrt(square), gap = margin_ - distance;
+    const double distance = sqrt(square), gap = margin_ - distance;
     if (gap <= 0) return {0, 0};
     return {gap, distance == 0 ? 0 : -1 / distance};
   }

@@ -5,6 +5,7 @@
 
 #include "common/dtype.h"
 #include "common/parallel.h"
+#include "group_keypoints/formula.h"
 #include "group_keypoints/group_keypoints.h"
 #include "group_keypoints/maps.h"
 #include "group_keypoints/peaks.h"
@@ -13,28 +14,6 @@
 
 namespace instembed::group_keypoints {
 namespace {
-
-// A quarter of a pixel towards the higher of two neighbours.
-double quarter(double before, double after) {
-  if (!std::isfinite(before) || !std::isfinite(after) || before == after) return 0;
-  return after > before ? 0.25 : -0.25;
-}
-
-struct Point {
-  double x, y;
-};
-
-Point place(const Maps& maps, int64_t b, int64_t k, int64_t pixel, bool adjust) {
-  const int64_t width = maps.width(), x = pixel % width, y = pixel / width;
-  Point point{static_cast<double>(x), static_cast<double>(y)};
-  if (adjust && x > 0 && x + 1 < width) {
-    point.x += quarter(maps.at(b, k, pixel - 1), maps.at(b, k, pixel + 1));
-  }
-  if (adjust && y > 0 && y + 1 < maps.height()) {
-    point.y += quarter(maps.at(b, k, pixel - width), maps.at(b, k, pixel + width));
-  }
-  return point;
-}
 
 template <class A>
 void write_image(const Maps& heatmaps, int64_t b, const std::vector<Person>& people,
@@ -49,7 +28,8 @@ void write_image(const Maps& heatmaps, int64_t b, const std::vector<Person>& peo
     for (int64_t k = 0; k < joints; ++k) {
       const Peak& joint = people[p].joints[k];
       if (joint.pixel < 0) continue;
-      const Point point = place(heatmaps, b, k, joint.pixel, options.adjust);
+      const Point point = place([&](int64_t pixel) { return heatmaps.at(b, k, pixel); },
+                                joint.pixel, heatmaps.height(), heatmaps.width(), options.adjust);
       const int64_t at = row * joints + k;
       poses.keypoints.as<A>()[2 * at] = static_cast<A>(point.x);
       poses.keypoints.as<A>()[2 * at + 1] = static_cast<A>(point.y);
@@ -81,6 +61,18 @@ void clear(const Array& array) {
   std::fill_n(array.as<A>(), array.size(), A(0));
 }
 
+void check_options(const Options& options, int64_t joints) {
+  expect(options.max_people >= 1, "max_people: expected at least 1");
+  expect(options.nms >= 1 && options.nms % 2 == 1, "nms: expected an odd number");
+  expect(options.peak_threshold >= 0 && options.tag_threshold >= 0,
+         "thresholds: expected numbers from 0 on");
+  std::vector<int64_t> order = options.joint_order;
+  std::sort(order.begin(), order.end());
+  bool permutation = static_cast<int64_t>(order.size()) == joints;
+  for (int64_t k = 0; permutation && k < joints; ++k) permutation = order[k] == k;
+  expect(permutation, "joint_order: expected every joint once");
+}
+
 void check(const Array& heatmaps, const Array& tags, const Options& options, const Poses& poses) {
   expect(heatmaps.ndim == 4 && tags.ndim == 4, "maps: expected (images, channels, height, width)");
   const int64_t images = heatmaps.shape[0], joints = heatmaps.shape[1], people = options.max_people;
@@ -91,15 +83,7 @@ void check(const Array& heatmaps, const Array& tags, const Options& options, con
   for (const Array* maps : {&heatmaps, &tags}) {
     dispatch_floating(maps->dtype, "maps", [](auto) {});
   }
-  expect(people >= 1, "max_people: expected at least 1");
-  expect(options.nms >= 1 && options.nms % 2 == 1, "nms: expected an odd number");
-  expect(options.peak_threshold >= 0 && options.tag_threshold >= 0,
-         "thresholds: expected numbers from 0 on");
-  std::vector<int64_t> order = options.joint_order;
-  std::sort(order.begin(), order.end());
-  bool permutation = static_cast<int64_t>(order.size()) == joints;
-  for (int64_t k = 0; permutation && k < joints; ++k) permutation = order[k] == k;
-  expect(permutation, "joint_order: expected every joint once");
+  check_options(options, joints);
   const DType type = heatmaps.dtype == DType::f64 ? DType::f64 : DType::f32;
   const int64_t rows = images * people;
   expect(poses.tags.ndim == 3 && poses.tags.shape[2] == tags.shape[1] / joints,
@@ -132,6 +116,44 @@ void group(const Array& heatmap_array, const Array& tag_array, const Options& op
     const int inner = side_by_side ? 1 : threads;
     exact ? group_image<double>(heatmaps, tags, b, options, poses, inner)
           : group_image<float>(heatmaps, tags, b, options, poses, inner);
+  });
+}
+
+void group_candidates(const Array& candidates, const Options& options, const Array& pixels,
+                      const Array& people, const Array& num_people, int threads) {
+  expect(candidates.ndim == 4 && candidates.shape[3] >= 3,
+         "candidates: expected (images, joints, candidates, 2 + dimensions of a tag)");
+  const int64_t images = candidates.shape[0], joints = candidates.shape[1];
+  const int64_t most = candidates.shape[2], row = candidates.shape[3], dims = row - 2;
+  expect(joints > 0, "candidates: expected at least one joint");
+  check_options(options, joints);
+  const int64_t places = images * options.max_people;
+  expect_contiguous(candidates, DType::f64, candidates.size(), "candidates");
+  expect_contiguous(pixels, DType::i64, places * joints, "pixels");
+  expect_contiguous(people, DType::f64, places * (1 + dims), "people");
+  expect_contiguous(num_people, DType::i64, images, "num_people");
+  std::fill_n(pixels.as<int64_t>(), pixels.size(), -1);
+  clear<double>(people);
+  parallel_for(images, threads, [&](int64_t b) {
+    std::vector<Candidates> of_joints(joints);
+    for (int64_t k = 0; k < joints; ++k) {
+      const double* from = candidates.as<const double>() + (b * joints + k) * most * row;
+      for (int64_t i = 0; i < most && from[1] >= 0; ++i, from += row) {
+        of_joints[k].peaks.push_back({from[0], static_cast<int64_t>(from[1])});
+        of_joints[k].tags.insert(of_joints[k].tags.end(), from + 2, from + row);
+      }
+    }
+    const std::vector<Person> found = group_people(of_joints.data(), joints, dims, options);
+    for (size_t p = 0; p < found.size(); ++p) {
+      const int64_t at = b * options.max_people + static_cast<int64_t>(p);
+      double* person = people.as<double>() + at * (1 + dims);
+      person[0] = found[p].score;
+      std::copy(found[p].tag.begin(), found[p].tag.end(), person + 1);
+      for (int64_t k = 0; k < joints; ++k) {
+        pixels.as<int64_t>()[at * joints + k] = found[p].joints[k].pixel;
+      }
+    }
+    num_people.as<int64_t>()[b] = static_cast<int64_t>(found.size());
   });
 }
 

@@ -32,6 +32,13 @@ struct Poses {
 void group(const Array& heatmaps, const Array& tags, const Options& options, const Poses& poses,
            int threads);
 
+// The step between two on a GPU: the candidates (B, K, max_people, 2 + L) of each joint, score,
+// pixel and tag, the best first and those that are none, with a pixel of -1, last, to people:
+// pixels (B, P, K) int64, -1 where there is no peak, and people (B, P, 1 + L), score and tag. All
+// contiguous, in double what is not int64, and on the CPU.
+void group_candidates(const Array& candidates, const Options& options, const Array& pixels,
+                      const Array& people, const Array& num_people, int threads);
+
 // The person that each candidate goes to, or -1: as many pairs as there can be, at the least sum
 // of `round(distance) * 100 - score`; among those, at the least sum of min(distance, threshold)^2.
 // Distances are candidates x people.

@@ -4,9 +4,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "associative_embedding/cuda.h"
 #include "common/cuda_devices.h"
 #include "discriminative/cuda.h"
 #include "gather_at/cuda.h"
+#include "group_keypoints/cuda.h"
 #include "instance_pool/cuda.h"
 #include "label_statistics/cuda.h"
 #include "mean_shift/cuda.h"
@@ -16,6 +18,39 @@
 #include "seeds/cuda.h"
 
 namespace instembed::python {
+
+inline void bind_associative_embedding_cuda(py::module_& module) {
+  using namespace associative_embedding;
+  using OptionalArray = std::optional<Array>;
+
+  module.def("associative_embedding_cuda_workspace", &cuda_workspace, py::arg("images"),
+             py::arg("people"));
+
+  module.def(
+      "associative_embedding_forward_cuda",
+      [](const Array& tags, const OptionalArray& keypoints, const Array& visible,
+         const Array& terms, const Array& pixels, const Array& means, const Array& pushes,
+         const Array& workspace, bool hinge, double sigma, double margin, int64_t stream) {
+        const py::gil_scoped_release release;
+        forward_cuda(tags, keypoints ? &*keypoints : nullptr, visible, Push(hinge, sigma, margin),
+                     terms, {pixels, means, pushes}, workspace, stream);
+      },
+      py::arg("tags"), py::arg("keypoints"), py::arg("visible"), py::arg("terms"),
+      py::arg("pixels"), py::arg("means"), py::arg("pushes"), py::arg("workspace"), py::kw_only(),
+      py::arg("hinge"), py::arg("sigma"), py::arg("margin"), py::arg("stream"));
+
+  module.def(
+      "associative_embedding_backward_cuda",
+      [](const Array& grad_terms, const Array& tags, const Array& pixels, const Array& means,
+         const Array& pushes, const Array& grad, const Array& workspace, bool gathered,
+         int64_t stream) {
+        const py::gil_scoped_release release;
+        backward_cuda(grad_terms, tags, {pixels, means, pushes}, gathered, grad, workspace, stream);
+      },
+      py::arg("grad_terms"), py::arg("tags"), py::arg("pixels"), py::arg("means"),
+      py::arg("pushes"), py::arg("grad"), py::arg("workspace"), py::kw_only(), py::arg("gathered"),
+      py::arg("stream"));
+}
 
 inline void bind_discriminative_cuda(py::module_& module) {
   using namespace discriminative;
@@ -92,6 +127,45 @@ inline void bind_gather_at_cuda(py::module_& module) {
       py::arg("grad_values"), py::arg("features"), py::arg("points"), py::arg("valid"),
       py::arg("grad_features"), py::arg("grad_points"), py::arg("workspace"), py::kw_only(),
       py::arg("linear"), py::arg("stream"));
+}
+
+inline void bind_group_keypoints_cuda(py::module_& module) {
+  using namespace group_keypoints;
+
+  module.def("group_keypoints_cuda_workspace", &cuda_workspace, py::arg("heatmaps"));
+
+  module.def(
+      "find_candidates_cuda",
+      [](const Array& heatmaps, const Array& tags, int64_t max_people, double peak_threshold,
+         int64_t nms, const Array& candidates, const Array& workspace, int64_t stream) {
+        Options options;
+        options.max_people = max_people;
+        options.peak_threshold = peak_threshold;
+        options.nms = nms;
+        const py::gil_scoped_release release;
+        find_candidates_cuda(heatmaps, tags, options, candidates, workspace, stream);
+      },
+      py::arg("heatmaps"), py::arg("tags"), py::arg("max_people"), py::arg("peak_threshold"),
+      py::arg("nms"), py::arg("candidates"), py::arg("workspace"), py::kw_only(),
+      py::arg("stream"));
+
+  module.def(
+      "finish_people_cuda",
+      [](const Array& heatmaps, const Array& tags, int64_t max_people, bool adjust, bool refine,
+         const Array& pixels, const Array& people, const Array& num_people, const Array& keypoints,
+         const Array& keypoint_scores, const Array& visibility, int64_t stream) {
+        Options options;
+        options.max_people = max_people;
+        options.adjust = adjust;
+        options.refine = refine;
+        const py::gil_scoped_release release;
+        finish_cuda(heatmaps, tags, options, pixels, people, num_people, keypoints, keypoint_scores,
+                    visibility, stream);
+      },
+      py::arg("heatmaps"), py::arg("tags"), py::arg("max_people"), py::arg("adjust"),
+      py::arg("refine"), py::arg("pixels"), py::arg("people"), py::arg("num_people"),
+      py::arg("keypoints"), py::arg("keypoint_scores"), py::arg("visibility"), py::kw_only(),
+      py::arg("stream"));
 }
 
 inline void bind_instance_pool_cuda(py::module_& module) {
@@ -319,8 +393,10 @@ inline void bind_seeds_cuda(py::module_& module) {
 
 inline void bind_cuda(py::module_& module) {
   module.def("cuda_device_count", &cuda::visible_devices);
+  bind_associative_embedding_cuda(module);
   bind_discriminative_cuda(module);
   bind_gather_at_cuda(module);
+  bind_group_keypoints_cuda(module);
   bind_instance_pool_cuda(module);
   bind_label_statistics_cuda(module);
   bind_mean_shift_cuda(module);

@@ -222,6 +222,22 @@ void bind_group_keypoints(py::module_& module) {
 
   module.def("match_keypoints", &match, py::arg("distances"), py::arg("scores"),
              py::arg("tag_threshold"), py::call_guard<py::gil_scoped_release>());
+
+  module.def(
+      "group_candidates",
+      [](const Array& candidates, int64_t max_people, double tag_threshold,
+         const std::vector<int64_t>& joint_order, const Array& pixels, const Array& people,
+         const Array& num_people, int threads) {
+        Options options;
+        options.max_people = max_people;
+        options.tag_threshold = tag_threshold;
+        options.joint_order = joint_order;
+        const py::gil_scoped_release release;
+        group_candidates(candidates, options, pixels, people, num_people, threads);
+      },
+      py::arg("candidates"), py::arg("max_people"), py::arg("tag_threshold"),
+      py::arg("joint_order"), py::arg("pixels"), py::arg("people"), py::arg("num_people"),
+      py::kw_only(), py::arg("threads"));
 }
 
 void bind_label_statistics(py::module_& module) {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from instembed import _arguments as arguments
-from instembed import _ops
+from instembed import _native, _ops
 from instembed._native import core, threads
 from instembed._pixels import accumulation_dtype
 
@@ -218,6 +218,62 @@ def _group_keypoints_cpu(
     outputs = _new_outputs(heatmaps, tags, max_people)
     core.group_keypoints(heatmaps.detach(), tags.detach(), max_people, *options, *outputs, threads=threads())
     return outputs
+
+
+# On CUDA what is done for every pixel: candidates go to the host, which makes people of them, and people go
+# back. Fetching the candidates is the one synchronisation of a batch.
+
+
+@_ops.cuda("group_keypoints")
+def _group_keypoints_cuda(
+    heatmaps: Tensor,
+    tags: Tensor,
+    max_people: int,
+    peak_threshold: float,
+    tag_threshold: float,
+    nms: int,
+    joint_order: list[int],
+    adjust: bool,
+    refine: bool,
+) -> tuple[Tensor, ...]:
+    cuda_core, stream = _native.cuda_core(), _native.stream_of(heatmaps)
+    heatmaps, tags = heatmaps.detach(), tags.detach()
+    images, joints = heatmaps.shape[:2]
+    dims = tags.shape[1] // joints
+    candidates = heatmaps.new_empty((images, joints, max_people, 2 + dims), dtype=torch.float64)
+    bytes_needed = cuda_core.group_keypoints_cuda_workspace(heatmaps)
+    workspace = heatmaps.new_empty(bytes_needed, dtype=torch.uint8)
+    cuda_core.find_candidates_cuda(
+        heatmaps, tags, max_people, peak_threshold, nms, candidates, workspace, stream=stream
+    )
+    on_host = candidates.cpu()
+    pixels = torch.empty((images, max_people, joints), dtype=torch.int64)
+    people = torch.empty((images, max_people, 1 + dims), dtype=torch.float64)
+    num_people = torch.empty(images, dtype=torch.int64)
+    core.group_candidates(
+        on_host, max_people, tag_threshold, joint_order, pixels, people, num_people, threads=threads()
+    )
+    pixels, people, num_people = (
+        tensor.to(heatmaps.device, non_blocking=True) for tensor in (pixels, people, num_people)
+    )
+    keypoints, scores, person_tags, _, keypoint_scores, visibility = _new_outputs(heatmaps, tags, max_people)
+    scores.copy_(people[..., 0])
+    person_tags.copy_(people[..., 1:])
+    cuda_core.finish_people_cuda(
+        heatmaps,
+        tags,
+        max_people,
+        adjust,
+        refine,
+        pixels,
+        people,
+        num_people,
+        keypoints,
+        keypoint_scores,
+        visibility,
+        stream=stream,
+    )
+    return keypoints, scores, person_tags, num_people, keypoint_scores, visibility
 
 
 @_ops.fake("group_keypoints")

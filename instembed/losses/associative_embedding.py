@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from instembed import _arguments as arguments
-from instembed import _ops
+from instembed import _native, _ops
 from instembed._native import core, threads
 from instembed._pixels import accumulation_dtype, empty_gradient
 from instembed.losses._weighting import Reduction, weighted_loss
@@ -228,6 +228,49 @@ def _terms_backward_cpu(
     gradient = empty_gradient(tags)
     core.associative_embedding_backward(
         grad_terms.contiguous(), tags, pixels, means, pushes, gradient, gathered=gathered, threads=threads()
+    )
+    return gradient
+
+
+def _new_workspace(tags: Tensor, people: int) -> Tensor:
+    bytes_needed = _native.cuda_core().associative_embedding_cuda_workspace(tags.shape[0], people)
+    return tags.new_empty(bytes_needed, dtype=torch.uint8)
+
+
+@_ops.cuda("associative_embedding_terms")
+def _terms_cuda(
+    tags: Tensor, keypoints: Tensor | None, visible: Tensor, hinge: bool, sigma: float, margin: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    outputs = _new_outputs(tags, keypoints, visible)
+    _native.cuda_core().associative_embedding_forward_cuda(
+        tags.detach(),
+        None if keypoints is None else keypoints.detach(),
+        visible,
+        *outputs,
+        _new_workspace(tags, visible.shape[1]),
+        hinge=hinge,
+        sigma=sigma,
+        margin=margin,
+        stream=_native.stream_of(tags),
+    )
+    return outputs
+
+
+@_ops.cuda("associative_embedding_terms_backward")
+def _terms_backward_cuda(
+    grad_terms: Tensor, tags: Tensor, pixels: Tensor, means: Tensor, pushes: Tensor, gathered: bool
+) -> Tensor:
+    gradient = empty_gradient(tags)
+    _native.cuda_core().associative_embedding_backward_cuda(
+        grad_terms.contiguous(),
+        tags.detach(),
+        pixels,
+        means,
+        pushes,
+        gradient,
+        _new_workspace(tags, pixels.shape[1]),
+        gathered=gathered,
+        stream=_native.stream_of(tags),
     )
     return gradient
 

@@ -17,8 +17,10 @@ struct Test {
 };
 
 const std::vector<Test> kTests = {{"simulator", test_simulator},
+                                  {"associative_embedding", test_associative_embedding},
                                   {"discriminative", test_discriminative},
                                   {"gather_at", test_gather_at},
+                                  {"group_keypoints", test_group_keypoints},
                                   {"instance_pool", test_instance_pool},
                                   {"label_statistics", test_label_statistics},
                                   {"mean_shift", test_mean_shift},

@@ -54,8 +54,10 @@ inline void for_schedules(int schedules, const std::function<void()>& test) {
   }
 }
 
+void test_associative_embedding(int schedules);
 void test_discriminative(int schedules);
 void test_gather_at(int schedules);
+void test_group_keypoints(int schedules);
 void test_instance_pool(int schedules);
 void test_label_statistics(int schedules);
 void test_mean_shift(int schedules);

@@ -1,0 +1,1 @@
+#include "associative_embedding/cuda.cuh"
