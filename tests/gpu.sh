@@ -12,7 +12,7 @@ PYTHON=${PYTHON:-python3}
 if command -v compute-sanitizer > /dev/null; then
   for tool in memcheck racecheck; do
     compute-sanitizer --tool "$tool" --error-exitcode 1 \
-      "$PYTHON" -m pytest -m cuda tests/test_cuda.py -k 'types or options or sizes or shapes or offsets'
+      "$PYTHON" -m pytest -m cuda tests/test_cuda*.py -k 'types or options or sizes or shapes or offsets or tag_loss'
   done
 else
   echo 'compute-sanitizer was not found: memory and races were NOT checked'

@@ -364,26 +364,68 @@ gpu = pytest.mark.cuda
 Step = Callable[[], tuple[Tensor, ...]]
 
 
-@pytest.fixture(params=["loss", "peel", "all"])
+def loss_step() -> tuple[Step, list[Tensor]]:
+    labels = labels_of_blocks(2, 200, 300, ids=30, size=9).cuda()
+    embeddings = torch.randn(2, 16, 200, 300, device="cuda", requires_grad=True)
+
+    def step() -> tuple[Tensor, ...]:
+        loss = instembed.discriminative_loss(embeddings, labels)
+        (gradient,) = torch.autograd.grad(loss, embeddings)
+        return loss.detach(), gradient, instembed.label_statistics(labels).boxes
+
+    return step, [embeddings, labels]
+
+
+def grouping_step(seeding: str, *size: int) -> tuple[Step, list[Tensor]]:
+    points = patches(2, *size, channels=8, instances=20).cuda()
+    classes = labels_of_blocks(2, *size, ids=3, size=30).cuda()
+    options = {"seeding": seeding, "min_size": 5, "leftovers": "nearest", "max_instances": 500}
+    return lambda: instembed.mean_shift(points, 1.5, mask=classes, **options), [points, classes]
+
+
+def pooling_step() -> tuple[Step, list[Tensor]]:
+    features = torch.randn(2, 70, 200, 300, device="cuda", requires_grad=True)
+    labels = labels_of_blocks(2, 200, 300, ids=30, size=9).cuda()
+
+    def step() -> tuple[Tensor, ...]:
+        results: list[Tensor] = []
+        for reduce in ("mean", "sum", "max"):
+            pooled, _ = instembed.instance_pool(features, labels, reduce=reduce)
+            results += [pooled.detach(), *torch.autograd.grad(pooled.square().sum(), features)]
+        return tuple(results)
+
+    return step, [features, labels]
+
+
+def points_step() -> tuple[Step, list[Tensor]]:
+    maps = torch.randn(2, 34, 60, 80, device="cuda", requires_grad=True)
+    points = (60 * torch.rand(2, 20, 17, 2)).cuda()
+    visible = torch.ones(2, 20, 17, dtype=torch.bool, device="cuda")
+
+    def step() -> tuple[Tensor, ...]:
+        values = instembed.gather_at(maps, points, mode="bilinear")
+        loss = instembed.associative_embedding_loss(maps, points, visible)
+        gradients = [torch.autograd.grad(result, maps)[0] for result in (values.square().sum(), loss)]
+        return values.detach(), loss.detach(), *gradients
+
+    return step, [maps, points]
+
+
+STEPS: dict[str, Callable[[], tuple[Step, list[Tensor]]]] = {
+    "loss": loss_step,
+    "peel": lambda: grouping_step("peel", 200, 300),
+    "all": lambda: grouping_step("all", 40, 60),
+    "pooling": pooling_step,
+    "points": points_step,
+}
+
+
+@pytest.fixture(params=STEPS)
 def workload(request: pytest.FixtureRequest) -> tuple[Step, list[Tensor]]:
     """What to run, and the tensors that it reads."""
     if not instembed.cuda_available():
         pytest.skip("needs a GPU")
-    if request.param == "loss":
-        labels = labels_of_blocks(2, 200, 300, ids=30, size=9).cuda()
-        embeddings = torch.randn(2, 16, 200, 300, device="cuda", requires_grad=True)
-
-        def step() -> tuple[Tensor, ...]:
-            loss = instembed.discriminative_loss(embeddings, labels)
-            (gradient,) = torch.autograd.grad(loss, embeddings)
-            return loss.detach(), gradient, instembed.label_statistics(labels).boxes
-
-        return step, [embeddings, labels]
-    size = (200, 300) if request.param == "peel" else (40, 60)
-    points = patches(2, *size, channels=8, instances=20).cuda()
-    classes = labels_of_blocks(2, *size, ids=3, size=30).cuda()
-    options = {"seeding": request.param, "min_size": 5, "leftovers": "nearest", "max_instances": 500}
-    return lambda: instembed.mean_shift(points, 1.5, mask=classes, **options), [points, classes]
+    return STEPS[request.param]()
 
 
 def assert_same_step(results: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:

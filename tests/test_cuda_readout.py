@@ -1,4 +1,4 @@
-"""The CUDA kernels of the read-out ops: see test_cuda.py."""
+"""The CUDA kernels of associative embedding and of the read-out: see test_cuda.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 import instembed
-from instembed import reference
+from instembed import PosesWithDetails, reference
+from tests import test_associative_embedding, test_gather_at, test_group_keypoints
 from tests.comparing import TOLERANCE, assert_close
 from tests.layouts import LAYOUTS, labels_of_blocks
 
@@ -120,9 +121,178 @@ def test_pooling_overflow_check(device: str, overflow_checks: None) -> None:
 
 
 def test_pooling_twice_differentiable(device: str) -> None:
-    features = torch.randn(2, 3, 4, 5, dtype=torch.float64, device=device, requires_grad=True)
-    labels = labels_of_blocks(2, 4, 5, size=2).to(device)
+    features = torch.randn(1, 2, 2, 3, dtype=torch.float64, device=device, requires_grad=True)
+    labels = labels_of_blocks(1, 2, 3, size=2).to(device)
     for reduce in ("mean", "sum", "max"):
         torch.autograd.gradgradcheck(
             lambda x, reduce=reduce: instembed.instance_pool(x, labels, reduce=reduce).features, features
         )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Gathering at points, and location maps
+
+
+MODES = pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+
+
+def assert_same_values(
+    features: Tensor, points: Tensor, device: str, mode: str, valid: Tensor | None = None
+) -> None:
+    """Values and gradients of a random sum of them."""
+    leaf = features.detach().to(device).requires_grad_()
+    places = points.detach().to(device).requires_grad_(points.is_floating_point())
+    there = None if valid is None else valid.to(device)
+    ours = instembed.gather_at(leaf, places, valid=there, mode=mode)
+    exact = features.detach().double().requires_grad_()
+    exact_places = points.detach().double().requires_grad_()
+    expected = reference.gather_at(exact, exact_places, valid=valid, mode=mode)
+    assert ours.dtype == features.dtype
+    assert_close(ours.detach().cpu(), expected.detach(), TOLERANCE[features.dtype])
+    weights = torch.randn_like(expected).to(features.dtype)
+    ours.backward(weights.to(device))
+    expected.backward(weights.double())
+    assert_close(leaf.grad.cpu(), exact.grad, TOLERANCE[features.dtype])
+    if mode == "bilinear" and points.is_floating_point():
+        none = torch.zeros_like(exact_places)
+        expected_grad = none if exact_places.grad is None else exact_places.grad
+        assert_close(places.grad.cpu(), expected_grad, TOLERANCE[points.dtype])
+
+
+@MODES
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("spatial", [(11,), (7, 9), (4, 5, 6), (1, 1)], ids=str)
+def test_gathering_types_and_sizes(
+    device: str, dtype: torch.dtype, spatial: tuple[int, ...], mode: str
+) -> None:
+    features = torch.randn(2, 5, *spatial).to(dtype)
+    points = test_gather_at.points_in(features, 40)
+    assert_same_values(features, points, device, mode, torch.randint(-1, 3, (2, 40)))
+    assert_same_values(features, points.to(dtype), device, mode)
+
+
+@MODES
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gathering_layouts(device: str, layout: str, mode: str) -> None:
+    features = LAYOUTS[layout](torch.randn(2, 70, 12, 14))
+    points = test_gather_at.points_in(features, 4, 30)
+    assert_same_values(features, points, device, mode)
+    assert_same_values(features, points.transpose(1, 2)[:, ::2], device, mode)
+    assert_same_values(features, points.nan_to_num().long(), device, mode)
+
+
+@MODES
+def test_gathering_many_points_at_one_pixel(device: str, mode: str) -> None:
+    """In bfloat16 a running sum of ones stops at 256."""
+    features = torch.zeros(1, 2, 3, 3, dtype=torch.bfloat16, device=device, requires_grad=True)
+    instembed.gather_at(features, torch.ones(1, 4096, 2, device=device), mode=mode).sum().backward()
+    assert features.grad[0, 0, 1, 1] == 4096 and features.grad.sum() == 2 * 4096
+
+
+@MODES
+def test_gathering_nothing(device: str, mode: str) -> None:
+    for shape, count in (((2, 3, 4, 5), 0), ((0, 3, 4, 5), 6), ((2, 3, 0, 5), 6)):
+        assert_same_values(torch.randn(shape), torch.zeros(shape[0], count, 2), device, mode)
+
+
+def test_location_maps(device: str) -> None:
+    maps = torch.randn(2, 45, 12, 14)
+    keypoints, valid = 15 * torch.rand(2, 6, 15, 2) - 1, torch.rand(2, 6, 15) < 0.6
+    leaf = maps.detach().to(device).requires_grad_()
+    ours = instembed.read_location_maps(leaf, keypoints.to(device), valid.to(device))
+    exact = maps.detach().double().requires_grad_()
+    body = instembed.readout.BODY_15
+    expected = reference.read_location_maps(exact, keypoints, valid, limbs=body.limbs, root=body.root)
+    assert_close(ours.detach().cpu(), expected.detach(), 1e-6)
+    ours.square().sum().backward()
+    expected.square().sum().backward()
+    assert_close(leaf.grad.cpu(), exact.grad, 1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The associative embedding loss
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dimensions", [1, 3])
+@pytest.mark.parametrize("kind", ["exp", "hinge"])
+def test_tag_loss(device: str, dtype: torch.dtype, dimensions: int, kind: str) -> None:
+    tags, keypoints, visible = test_associative_embedding.people(dimensions=dimensions, dtype=dtype)
+    gathered = test_associative_embedding.gather(tags, keypoints, visible)
+    for given, places, counts in ((tags, keypoints, visible), (gathered[0], None, gathered[1])):
+        leaf = given.detach().to(device).requires_grad_()
+        there = None if places is None else places.to(device)
+        loss = instembed.associative_embedding_loss(
+            leaf, there, counts.to(device), kind=kind, reduction="none"
+        )
+        exact = given.detach().double().requires_grad_()
+        expected = reference.associative_embedding_loss(exact, places, counts, kind=kind, reduction="none")
+        assert_close(loss.detach().cpu(), expected.detach(), 1e-12 if dtype == torch.float64 else 1e-6)
+        loss.sum().backward()
+        expected.sum().backward()
+        assert_close(leaf.grad.cpu(), exact.grad, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 40])
+def test_tag_loss_of_people(device: str, count: int) -> None:
+    tags, keypoints, visible = test_associative_embedding.people(count=count, dtype=torch.float64)
+    leaf = tags.detach().to(device).requires_grad_()
+    loss = instembed.associative_embedding_loss(leaf, keypoints.to(device), visible.to(device))
+    exact = tags.requires_grad_()
+    expected = reference.associative_embedding_loss(exact, keypoints, visible)
+    assert_close(loss.detach().cpu(), expected.detach(), 1e-12)
+    loss.backward()
+    expected.backward()
+    assert_close(leaf.grad.cpu(), exact.grad, 1e-11)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Grouping of keypoints: the same bits as the definition
+
+
+def assert_same_people(heatmaps: Tensor, tags: Tensor, device: str, **options: object) -> None:
+    found = instembed.group_keypoints(heatmaps.to(device), tags.to(device), return_details=True, **options)
+    expected = reference.group_keypoints(heatmaps, tags, **options)
+    for name, a, b in zip(PosesWithDetails._fields, found, expected, strict=True):
+        assert a.dtype == b.dtype and torch.equal(a.cpu(), b), name
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dims", [1, 3])
+def test_people_types(device: str, dtype: torch.dtype, dims: int) -> None:
+    heatmaps, tags = (maps.to(dtype) for maps in test_group_keypoints.scene(2, 4, 25, 31, 5, dims))
+    assert_same_people(heatmaps, tags, device)
+    assert_same_people(heatmaps.transpose(2, 3), tags.transpose(2, 3), device, max_people=2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"nms": 1, "max_people": 40},
+        {"nms": 101, "peak_threshold": 0.0},
+        {"tag_threshold": 0.1},
+        {"adjust": False},
+        {"refine": False},
+        {"joint_order": [2, 0, 1, 3]},
+    ],
+    ids=str,
+)
+def test_people_options(device: str, options: dict) -> None:
+    assert_same_people(*test_group_keypoints.scene(1, 4, 20, 23, 4), device, **options)
+
+
+def test_people_of_ties_and_bad_pixels(device: str) -> None:
+    heatmaps = torch.randint(0, 5, (2, 3, 12, 15)) / 4
+    tags = torch.randint(0, 4, (2, 3, 12, 15)) / 2
+    assert_same_people(heatmaps, tags, device)
+    for maps in (heatmaps, tags):
+        spoiled = torch.rand(maps.shape) < 0.1
+        maps[spoiled] = torch.tensor([float("nan"), float("inf"), -float("inf")])[
+            torch.randint(3, (int(spoiled.sum()),))
+        ]
+    assert_same_people(heatmaps, tags, device)
+
+
+def test_people_of_nothing(device: str) -> None:
+    for shape in ((0, 3, 5, 6), (2, 3, 0, 6), (2, 3, 5, 6)):
+        assert_same_people(torch.zeros(shape), torch.zeros(shape), device)
