@@ -31,7 +31,8 @@ simulator: $(VENV)/test ## CUDA kernels on the CPU: every kernel under 20 random
 	$(VENV)/bin/cmake --build build/simulator --target simulated_kernels simulated_core
 	build/simulator/simulated_kernels 20 mean_shift & grouping=$$!; \
 	  build/simulator/simulated_kernels 20 simulator associative_embedding cosine_margin discriminative gather_at \
-	    group_keypoints group_on_sphere instance_pool label_statistics recurrent_mean_shift && \
+	    group_keypoints group_on_sphere instance_pool label_statistics pairwise_similarity recurrent_mean_shift \
+	    sample_pixels seeds && \
 	  $(RUN) -m pytest tests/test_cuda*.py --simulated-core build/simulator/simulated_core*.so && wait $$grouping
 
 cuda: $(VENV)/test ## CUDA kernels compiled for ARCHITECTURES (all-major: those of a wheel); no spills, no local memory

@@ -223,6 +223,13 @@ def mean_shift_cuda(
     tol: float,
     stream: int,
 ) -> None: ...
+def pairwise_similarity_cuda_workspace(embeddings: Array, indices: Array) -> int: ...
+def pairwise_similarity_forward_cuda(
+    embeddings: Array, indices: Array, losses: Array, slopes: Array | None, workspace: Array, *, stream: int
+) -> None: ...
+def pairwise_similarity_backward_cuda(
+    grad_losses: Array, slopes: Array, indices: Array, grad: Array, *, stream: int
+) -> None: ...
 def recurrent_mean_shift_cuda_workspace(points: Array, offsets: Array | None, *, backward: bool) -> int: ...
 def recurrent_mean_shift_forward_cuda(
     points: Array,
@@ -252,6 +259,64 @@ def recurrent_mean_shift_backward_cuda(
     bandwidth: float,
     step: float,
     tolerance: float,
+    stream: int,
+) -> None: ...
+def sample_pixels_cuda_workspace(
+    labels: Array, offsets: Array | None, capacity: int, samples: int
+) -> int: ...
+def sample_pixels_cuda(
+    labels: Array,
+    offsets: Array | None,
+    words: Array,
+    indices: Array,
+    valid: Array,
+    workspace: Array,
+    *,
+    background: int | None,
+    ignore_index: int | None,
+    stream: int,
+) -> None: ...
+def seed_mask_iou_cuda_workspace(embeddings: Array, seeds: Array) -> int: ...
+def seed_mask_iou_cuda(
+    embeddings: Array,
+    labels: Array,
+    seeds: Array,
+    squared_radii: list[float],
+    iou: Array,
+    workspace: Array,
+    *,
+    background: int | None,
+    ignore_index: int | None,
+    stream: int,
+) -> None: ...
+def select_seeds_cuda_workspace(embeddings: Array) -> int: ...
+def select_seeds_cuda(
+    embeddings: Array,
+    seediness: Array,
+    mask: Array | None,
+    indices: Array,
+    scores: Array,
+    workspace: Array,
+    *,
+    diversity: float,
+    min_seediness: float,
+    stream: int,
+) -> None: ...
+def grow_seeds_cuda_workspace(embeddings: Array, seeds: Array) -> int: ...
+def grow_seeds_cuda(
+    embeddings: Array,
+    mask: Array | None,
+    seeds: Array,
+    scores: Array,
+    squared_radii: Array,
+    labels: Array,
+    order: Array,
+    counts: Array,
+    num_instances: Array,
+    workspace: Array,
+    *,
+    min_size: int,
+    overlap: float,
     stream: int,
 ) -> None: ...
 

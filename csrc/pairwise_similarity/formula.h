@@ -1,4 +1,4 @@
-// Terms of a pair of pixels at a squared distance d, and their slopes by d.
+// Terms of pairs of pixels at squared distances d, and their slopes by d, in vectors.
 //
 // With sigma = 2 / (1 + exp(d)), a pair of one instance costs -log sigma, a pair of two instances
 // -log(1 - sigma) = -log tanh(d / 2). Both are twice the area tangent of a number in [0, 1/3]:
@@ -13,11 +13,9 @@
 
 #include "common/exp.h"
 #include "common/simd.h"
+#include "pairwise_similarity/scalar.h"
 
 namespace instembed::pairwise_similarity {
-
-constexpr double kNearest = 1e-6;  // pairs of two instances that are nearer count as so far apart
-constexpr double kLargest = 1e15;  // coordinates beyond count as this: d of any of them is finite
 
 // The integers as wide as V's lanes, and all bits set in the lanes where x is negative, -0 among
 // them.
@@ -63,11 +61,6 @@ INSTEMBED_INLINE Decay<V> decay(const V& d) {
   result.e = exp2_lanes<A>(d * static_cast<A>(-1.44269504088896340736), &result.t);
   return result;
 }
-
-template <class V>
-struct Term {
-  V value, slope;
-};
 
 template <class V>
 INSTEMBED_INLINE Term<V> same_instance(const V& d) {

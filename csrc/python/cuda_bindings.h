@@ -14,8 +14,11 @@
 #include "instance_pool/cuda.h"
 #include "label_statistics/cuda.h"
 #include "mean_shift/cuda.h"
+#include "pairwise_similarity/cuda.h"
 #include "python/array_caster.h"
 #include "recurrent_mean_shift/cuda.h"
+#include "sample_pixels/cuda.h"
+#include "seeds/cuda.h"
 
 namespace instembed::python {
 
@@ -342,6 +345,33 @@ inline void bind_mean_shift_cuda(py::module_& module) {
       py::arg("stream"));
 }
 
+inline void bind_pairwise_similarity_cuda(py::module_& module) {
+  using namespace pairwise_similarity;
+
+  module.def("pairwise_similarity_cuda_workspace", &cuda_workspace, py::arg("embeddings"),
+             py::arg("indices"));
+
+  module.def(
+      "pairwise_similarity_forward_cuda",
+      [](const Array& embeddings, const Array& indices, const Array& losses,
+         const std::optional<Array>& slopes, const Array& workspace, int64_t stream) {
+        const py::gil_scoped_release release;
+        forward_cuda(embeddings, indices, losses, slopes ? &*slopes : nullptr, workspace, stream);
+      },
+      py::arg("embeddings"), py::arg("indices"), py::arg("losses"), py::arg("slopes"),
+      py::arg("workspace"), py::kw_only(), py::arg("stream"));
+
+  module.def(
+      "pairwise_similarity_backward_cuda",
+      [](const Array& grad_losses, const Array& slopes, const Array& indices, const Array& grad,
+         int64_t stream) {
+        const py::gil_scoped_release release;
+        backward_cuda(grad_losses, slopes, indices, grad, stream);
+      },
+      py::arg("grad_losses"), py::arg("slopes"), py::arg("indices"), py::arg("grad"), py::kw_only(),
+      py::arg("stream"));
+}
+
 inline void bind_recurrent_mean_shift_cuda(py::module_& module) {
   using namespace recurrent_mean_shift;
   using OptionalArray = std::optional<Array>;
@@ -384,6 +414,85 @@ inline void bind_recurrent_mean_shift_cuda(py::module_& module) {
       py::arg("tolerance"), py::arg("stream"));
 }
 
+inline void bind_sample_pixels_cuda(py::module_& module) {
+  using namespace sample_pixels;
+  using OptionalArray = std::optional<Array>;
+
+  module.def(
+      "sample_pixels_cuda_workspace",
+      [](const Array& labels, const OptionalArray& offsets, int64_t capacity, int64_t samples) {
+        return cuda_workspace(labels, offsets ? &*offsets : nullptr, capacity, samples);
+      },
+      py::arg("labels"), py::arg("offsets"), py::arg("capacity"), py::arg("samples"));
+
+  module.def(
+      "sample_pixels_cuda",
+      [](const Array& labels, const OptionalArray& offsets, const Array& words,
+         const Array& indices, const Array& valid, const Array& workspace,
+         std::optional<int64_t> background, std::optional<int64_t> ignore_index, int64_t stream) {
+        const py::gil_scoped_release release;
+        sample_cuda(labels, offsets ? &*offsets : nullptr, {background, ignore_index}, words,
+                    indices, valid, workspace, stream);
+      },
+      py::arg("labels"), py::arg("offsets"), py::arg("words"), py::arg("indices"), py::arg("valid"),
+      py::arg("workspace"), py::kw_only(), py::arg("background"), py::arg("ignore_index"),
+      py::arg("stream"));
+}
+
+inline void bind_seeds_cuda(py::module_& module) {
+  using namespace seeds;
+  using OptionalArray = std::optional<Array>;
+
+  module.def("seed_mask_iou_cuda_workspace", &mask_iou_cuda_workspace, py::arg("embeddings"),
+             py::arg("seeds"));
+
+  module.def(
+      "seed_mask_iou_cuda",
+      [](const Array& embeddings, const Array& labels, const Array& pixels,
+         const std::vector<double>& squared_radii, const Array& iou, const Array& workspace,
+         std::optional<int64_t> background, std::optional<int64_t> ignore_index, int64_t stream) {
+        const py::gil_scoped_release release;
+        mask_iou_cuda(embeddings, labels, pixels, squared_radii, {background, ignore_index}, iou,
+                      workspace, stream);
+      },
+      py::arg("embeddings"), py::arg("labels"), py::arg("seeds"), py::arg("squared_radii"),
+      py::arg("iou"), py::arg("workspace"), py::kw_only(), py::arg("background"),
+      py::arg("ignore_index"), py::arg("stream"));
+
+  module.def("select_seeds_cuda_workspace", &select_cuda_workspace, py::arg("embeddings"));
+
+  module.def(
+      "select_seeds_cuda",
+      [](const Array& embeddings, const Array& seediness, const OptionalArray& mask,
+         const Array& indices, const Array& scores, const Array& workspace, double diversity,
+         double min_seediness, int64_t stream) {
+        const py::gil_scoped_release release;
+        select_cuda(embeddings, seediness, mask ? &*mask : nullptr, {diversity, min_seediness},
+                    indices, scores, workspace, stream);
+      },
+      py::arg("embeddings"), py::arg("seediness"), py::arg("mask"), py::arg("indices"),
+      py::arg("scores"), py::arg("workspace"), py::kw_only(), py::arg("diversity"),
+      py::arg("min_seediness"), py::arg("stream"));
+
+  module.def("grow_seeds_cuda_workspace", &grow_cuda_workspace, py::arg("embeddings"),
+             py::arg("seeds"));
+
+  module.def(
+      "grow_seeds_cuda",
+      [](const Array& embeddings, const OptionalArray& mask, const Array& pixels,
+         const Array& scores, const Array& squared_radii, const Array& labels, const Array& order,
+         const Array& counts, const Array& num_instances, const Array& workspace, int64_t min_size,
+         double overlap, int64_t stream) {
+        const py::gil_scoped_release release;
+        grow_cuda(embeddings, mask ? &*mask : nullptr, pixels, scores, squared_radii,
+                  {min_size, overlap}, labels, order, counts, num_instances, workspace, stream);
+      },
+      py::arg("embeddings"), py::arg("mask"), py::arg("seeds"), py::arg("scores"),
+      py::arg("squared_radii"), py::arg("labels"), py::arg("order"), py::arg("counts"),
+      py::arg("num_instances"), py::arg("workspace"), py::kw_only(), py::arg("min_size"),
+      py::arg("overlap"), py::arg("stream"));
+}
+
 inline void bind_cuda(py::module_& module) {
   module.def("cuda_device_count", &cuda::visible_devices);
   bind_associative_embedding_cuda(module);
@@ -395,7 +504,10 @@ inline void bind_cuda(py::module_& module) {
   bind_instance_pool_cuda(module);
   bind_label_statistics_cuda(module);
   bind_mean_shift_cuda(module);
+  bind_pairwise_similarity_cuda(module);
   bind_recurrent_mean_shift_cuda(module);
+  bind_sample_pixels_cuda(module);
+  bind_seeds_cuda(module);
 }
 
 }  // namespace instembed::python

@@ -23,26 +23,11 @@
 #include "mean_shift/formula.h"
 #include "seeds/exact.h"
 #include "seeds/products.h"
+#include "seeds/radius.h"
 
 namespace instembed::seeds {
 
 constexpr int kChannels = 8;  // that are read, or added, at a time
-
-// The squared radius of a ball as a sum of squared differences in A sees it: at most `inner` is
-// certainly inside, more than `outer` certainly outside.
-template <class A>
-struct Radius {
-  double exact;
-  A inner, outer;
-
-  Radius(double squared, int dims) : exact(squared) {
-    // Differences below the smallest normal number square to less than this.
-    const double tiny = sizeof(A) == 4 ? 1e-36 : 1e-300;
-    const double error = 2 * mean_shift::distance_error<A>(dims);
-    inner = static_cast<A>(squared * (1 - error) - tiny);
-    outer = static_cast<A>(squared * (1 + error) + tiny);
-  }
-};
 
 // The seeds of one image. Channels are reordered, those in which seeds differ most first, so that
 // the first few tell most pixels and seeds apart. Products are taken about the seeds' mean.

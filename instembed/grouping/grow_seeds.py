@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from instembed import _arguments as arguments
-from instembed import _ops
+from instembed import _native, _ops
 from instembed._native import core, threads
 from instembed._pixels import accumulation_dtype, at_pixels, flat_embeddings, flat_pixels
 from instembed._similarity import THRESHOLDS, check_logits, check_thresholds, squared_radii
@@ -109,11 +109,19 @@ def grow_seeds(
             seeds,
             scores,
             best % at_seeds.shape[2] + 1,
-            torch.tensor(radii, dtype=torch.float64, device=seeds.device)[threshold],
+            _radius_of(threshold, radii),
             minimum,
             float(overlap),
         )
     )
+
+
+def _radius_of(threshold: Tensor, radii: Sequence[float]) -> Tensor:
+    """``radii[threshold]`` in float64, without a copy from the host, for which a GPU would make it wait."""
+    radius = torch.zeros_like(threshold, dtype=torch.float64)
+    for k, value in enumerate(radii):
+        radius.masked_fill_(threshold == k, value)
+    return radius
 
 
 # The op: the seeds are chosen already, with their scores, classes and squared radii (B, S).
@@ -165,14 +173,53 @@ def _grow_cpu(
         overlap=overlap,
         threads=threads(),
     )
+    tables = _tables_of(order, embeddings, seeds, scores, classes)
+    return labels, tables[0], counts, num_instances, *tables[1:]
+
+
+@_ops.cuda("grow_seeds")
+def _grow_cuda(
+    embeddings: Tensor,
+    mask: Tensor | None,
+    seeds: Tensor,
+    scores: Tensor,
+    classes: Tensor,
+    radii: Tensor,
+    min_size: int,
+    overlap: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    cuda_core = _native.cuda_core()
+    labels, _, counts, num_instances, *_ = _new_outputs(embeddings, seeds, scores, classes)
+    order = torch.empty_like(counts)
+    flat, pixels = flat_embeddings(embeddings), seeds.contiguous()
+    cuda_core.grow_seeds_cuda(
+        flat,
+        None if mask is None else flat_pixels(mask, embeddings),
+        pixels,
+        scores.to(torch.float64).contiguous(),
+        radii.contiguous(),
+        flat_pixels(labels, embeddings),
+        order,
+        counts,
+        num_instances,
+        embeddings.new_empty(cuda_core.grow_seeds_cuda_workspace(flat, pixels), dtype=torch.uint8),
+        min_size=min_size,
+        overlap=overlap,
+        stream=_native.stream_of(embeddings),
+    )
+    tables = _tables_of(order, embeddings, seeds, scores, classes)
+    return labels, tables[0], counts, num_instances, *tables[1:]
+
+
+def _tables_of(
+    order: Tensor, embeddings: Tensor, seeds: Tensor, scores: Tensor, classes: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Centres, scores, classes and seeds of the instances, whose places among the seeds are in ``order``."""
     found, rows = order >= 0, order.clamp(min=0)
     chosen = torch.where(found, seeds.gather(1, rows), -1)
     centers = at_pixels(embeddings.flatten(2), chosen).mT.to(accumulation_dtype(embeddings))
     return (
-        labels,
         torch.where(found[..., None], centers, 0).contiguous(),
-        counts,
-        num_instances,
         torch.where(found, scores.gather(1, rows), 0),
         torch.where(found, classes.gather(1, rows), 0),
         chosen,

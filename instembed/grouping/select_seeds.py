@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from instembed import _arguments as arguments
-from instembed import _ops
+from instembed import _native, _ops
 from instembed._native import core, threads
 from instembed._pixels import accumulation_dtype, flat_embeddings, flat_pixels
 
@@ -54,7 +54,8 @@ def select_seeds(
         :class:`Seeds`, without gradients. No pixel is a seed whose seediness is 0, negative, NaN or
         infinite, whose embedding has a NaN or an infinity, or whose embedding is equal to that of an earlier
         seed. Where no pixel is left, the rest of an image's indices is -1. The result depends on the input
-        alone, not on threads.
+        alone, not on threads; objectives that differ in the last bit of a logarithm only may be ordered
+        otherwise on a GPU.
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, dtype, shape, device or value.
@@ -115,6 +116,32 @@ def _select_cpu(
         diversity=diversity,
         min_seediness=min_seediness,
         threads=threads(),
+    )
+    return indices, scores
+
+
+@_ops.cuda("select_seeds")
+def _select_cuda(
+    embeddings: Tensor,
+    seediness: Tensor,
+    mask: Tensor | None,
+    num_seeds: int,
+    diversity: float,
+    min_seediness: float,
+) -> tuple[Tensor, Tensor]:
+    cuda_core = _native.cuda_core()
+    indices, scores = _new_seeds(embeddings, seediness, num_seeds)
+    flat = flat_embeddings(embeddings)
+    cuda_core.select_seeds_cuda(
+        flat,
+        flat_pixels(seediness, embeddings),
+        None if mask is None else flat_pixels(mask, embeddings),
+        indices,
+        scores,
+        embeddings.new_empty(cuda_core.select_seeds_cuda_workspace(flat), dtype=torch.uint8),
+        diversity=diversity,
+        min_seediness=min_seediness,
+        stream=_native.stream_of(embeddings),
     )
     return indices, scores
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from instembed import _arguments as arguments
-from instembed import _ops
+from instembed import _native, _ops
 from instembed._native import core, threads
+from instembed._pixels import cuda_capacity
 
 
 class SampledPixels(NamedTuple):
@@ -48,7 +49,8 @@ def sample_pixels(
         offsets: (B + 1,) for points: image b is points ``offsets[b]:offsets[b + 1]``. None is one image.
         generator: of the labels' device, where the random words come from; None is torch's default. The same
             state gives the same pixels, on any number of threads.
-        max_instances: capacity C of the outputs. None: the largest number found in an image.
+        max_instances: capacity C of the outputs. None: the largest number found in an image; on a GPU, where
+            that would make the host wait, a 16th of the pixels, 64 to 4096.
 
     Returns:
         :class:`SampledPixels` ``(indices, valid)``: instances in ascending order of id, as in
@@ -57,7 +59,8 @@ def sample_pixels(
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, dtype, shape, device or value, or an image has
-            more instances than ``max_instances``.
+            more instances than ``max_instances``. On a GPU such an image's indices are all -2, and its loss
+            is NaN; see :func:`set_overflow_checks`.
     """
     arguments.check_integer_tensor("labels", labels)
     if not 1 <= labels.dim() <= 4:
@@ -135,11 +138,49 @@ def _sample_cpu(
     return outputs
 
 
+@_ops.cuda("sample_pixels")
+def _sample_cuda(
+    labels: Tensor,
+    words: Tensor,
+    offsets: Tensor | None,
+    samples: int,
+    max_instances: int | None,
+    background: int | None,
+    ignore_index: int | None,
+) -> tuple[Tensor, Tensor]:
+    cuda_core = _native.cuda_core()
+    capacity = cuda_capacity(labels[:, None], offsets, max_instances)
+    indices, valid = _new_outputs(words, samples, capacity)
+    flat = labels[None] if labels.dim() == 1 else labels.flatten(1)
+    bytes_needed = cuda_core.sample_pixels_cuda_workspace(flat, offsets, capacity, samples)
+    cuda_core.sample_pixels_cuda(
+        flat,
+        offsets,
+        words.contiguous(),
+        indices,
+        valid,
+        words.new_empty(bytes_needed, dtype=torch.uint8),
+        background=background,
+        ignore_index=ignore_index,
+        stream=_native.stream_of(labels),
+    )
+    if _native.overflow_checks() and bool((indices < -1).any()):
+        raise ValueError(
+            f"max_instances={capacity} is too small: an image has more instances; or offsets do not rise "
+            "from 0 to the number of points"
+        )
+    return indices, valid
+
+
 @_ops.fake("sample_pixels")
 def _sample_fake(
     labels: Tensor, words: Tensor, offsets: Tensor | None, samples: int, max_instances: int | None, *_: Any
 ) -> tuple[Tensor, Tensor]:
-    return _new_outputs(words, samples, _ops.capacity(max_instances))
+    on_gpu = labels.device.type == "cuda"
+    capacity = (
+        cuda_capacity(labels[:, None], offsets, max_instances) if on_gpu else _ops.capacity(max_instances)
+    )
+    return _new_outputs(words, samples, capacity)
 
 
 _ops.not_differentiable("sample_pixels")

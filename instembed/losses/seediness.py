@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from instembed import _arguments as arguments
-from instembed import _ops
+from instembed import _native, _ops
 from instembed._native import core, threads
 from instembed._pixels import accumulation_dtype, at_pixels, flat_embeddings, flat_pixels
 from instembed._similarity import THRESHOLDS, check_logits, check_thresholds, squared_radii
@@ -152,7 +152,7 @@ def seediness_loss(
         arguments.check_integer_tensor("classes", classes)
         arguments.check_pixels("classes", classes, embeddings)
         targets = targets * at_pixels(classes.flatten(1), seeds).to(torch.int64)[..., None]
-        _check_classes(targets[good & counted[..., None]], logits.shape[2] - 1)
+        _check_classes(targets, good & counted[..., None], logits.shape[2] - 1)
     at_seeds = at_pixels(logits.flatten(3), seeds)  # (B, T, C + 1, S)
     terms = F.cross_entropy(
         at_seeds.to(accumulation_dtype(logits)).transpose(1, 2), targets.transpose(1, 2), reduction="none"
@@ -215,10 +215,10 @@ def _check_seeds(seeds: object, embeddings: Tensor) -> None:
     arguments.check_same_device("seeds", tensor, "embeddings", embeddings)
 
 
-def _check_classes(targets: Tensor, classes: int) -> None:
-    if torch.compiler.is_compiling() or targets.device.type != "cpu" or targets.numel() == 0:
+def _check_classes(targets: Tensor, counted: Tensor, classes: int) -> None:
+    if torch.compiler.is_compiling() or targets.device.type != "cpu":
         return
-    wrong = targets[(targets < 1) | (targets > classes)]
+    wrong = targets[counted & ((targets < 1) | (targets > classes))]
     if len(wrong):
         raise ValueError(
             f"classes must be from 1 to {classes}, for logits of {classes + 1} classes, got {int(wrong[0])}"
@@ -254,6 +254,32 @@ def _iou_cpu(
         background=background,
         ignore_index=ignore_index,
         threads=threads(),
+    )
+    return iou
+
+
+@_ops.cuda("seed_mask_iou")
+def _iou_cuda(
+    embeddings: Tensor,
+    labels: Tensor,
+    seeds: Tensor,
+    thresholds: Sequence[float],
+    background: int | None,
+    ignore_index: int | None,
+) -> Tensor:
+    cuda_core = _native.cuda_core()
+    iou = _new_iou(embeddings, seeds, thresholds)
+    flat, pixels = flat_embeddings(embeddings), seeds.contiguous()
+    cuda_core.seed_mask_iou_cuda(
+        flat,
+        flat_pixels(labels, embeddings),
+        pixels,
+        squared_radii(thresholds),
+        iou,
+        embeddings.new_empty(cuda_core.seed_mask_iou_cuda_workspace(flat, pixels), dtype=torch.uint8),
+        background=background,
+        ignore_index=ignore_index,
+        stream=_native.stream_of(embeddings),
     )
     return iou
 

@@ -26,7 +26,10 @@ const std::vector<Test> kTests = {{"simulator", test_simulator},
                                   {"instance_pool", test_instance_pool},
                                   {"label_statistics", test_label_statistics},
                                   {"mean_shift", test_mean_shift},
-                                  {"recurrent_mean_shift", test_recurrent_mean_shift}};
+                                  {"pairwise_similarity", test_pairwise_similarity},
+                                  {"recurrent_mean_shift", test_recurrent_mean_shift},
+                                  {"sample_pixels", test_sample_pixels},
+                                  {"seeds", test_seeds}};
 
 int run(int schedules, const std::vector<std::string>& names) {
   size_t found = 0;

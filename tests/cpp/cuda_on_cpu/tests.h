@@ -63,7 +63,10 @@ void test_group_on_sphere(int schedules);
 void test_instance_pool(int schedules);
 void test_label_statistics(int schedules);
 void test_mean_shift(int schedules);
+void test_pairwise_similarity(int schedules);
 void test_recurrent_mean_shift(int schedules);
+void test_sample_pixels(int schedules);
+void test_seeds(int schedules);
 void test_simulator(int schedules);
 
 }  // namespace instembed

@@ -1,0 +1,3 @@
+#include "seeds/grow.cuh"
+#include "seeds/mask_iou.cuh"
+#include "seeds/select.cuh"

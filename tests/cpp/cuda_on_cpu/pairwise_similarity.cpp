@@ -1,0 +1,1 @@
+#include "pairwise_similarity/cuda.cuh"

@@ -1,0 +1,1 @@
+#include "seeds/cuda.cu"
