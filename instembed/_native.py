@@ -98,9 +98,9 @@ def set_overflow_checks(enabled: bool) -> None:
     """Makes ops on CUDA tensors raise when a result did not fit its capacity. Off by default.
 
     On the CPU such a result always raises. On a GPU finding out makes the host wait for the device, once a
-    call, and rules out CUDA graphs. Without the check an overflow shows in the result: a loss is NaN, and
-    ``num_instances`` is greater than the capacity, of an image whose other rows are then zero (and -1
-    where the offsets of a grouping are none).
+    call, and rules out CUDA graphs. Without the check an overflow shows in the result: a loss is NaN, and so
+    are pooled features, pixels are -2, and ``num_instances`` is greater than the capacity, of an image whose
+    other rows are then zero (and -1 where the offsets of a grouping are none).
     """
     if not isinstance(enabled, bool):
         raise TypeError(f"enabled must be True or False, got {type(enabled).__name__}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -66,6 +68,13 @@ def cuda_capacity(embeddings: Tensor, offsets: Tensor | None, max_instances: int
     pixels = embeddings.numel() // embeddings.shape[1]
     images = max(number_of_images(embeddings, offsets), 1)
     return _ops.default_capacity(pixels // images * (1 if offsets is None else 16))
+
+
+def fake_capacity(embeddings: Tensor, offsets: Tensor | None, max_instances: int | None) -> Any:
+    """In a fake: what the op's own device would make of it."""
+    if embeddings.device.type == "cuda":
+        return cuda_capacity(embeddings, offsets, max_instances)
+    return _ops.capacity(max_instances)
 
 
 def accumulation_dtype(embeddings: Tensor) -> torch.dtype:

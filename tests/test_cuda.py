@@ -403,6 +403,7 @@ def points_step() -> tuple[Step, list[Tensor]]:
     visible = torch.ones(2, 20, 17, dtype=torch.bool, device="cuda")
 
     def step() -> tuple[Tensor, ...]:
+        instembed.read_location_maps(maps.new_zeros(2, 51, 60, 80), points, visible)
         values = instembed.gather_at(maps, points, mode="bilinear")
         loss = instembed.associative_embedding_loss(maps, points, visible)
         gradients = [torch.autograd.grad(result, maps)[0] for result in (values.square().sum(), loss)]

@@ -49,6 +49,7 @@ class DynamicShared {
 
 inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) {
+    (void)cudaGetLastError();  // the next launch asks for it, and is innocent
     throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
   }
 }

@@ -10,6 +10,7 @@
 
 #include "common/array.h"
 #include "common/cuda.h"
+#include "common/label_runs.h"
 
 namespace instembed::cuda {
 
@@ -150,6 +151,11 @@ __device__ __forceinline__ int64_t load_id(const void* data, DType type, int64_t
 struct DeviceRules {
   int64_t background = 0, ignored = 0;
   bool has_background = false, has_ignored = false;
+
+  static DeviceRules of(const LabelRules& rules) {
+    return {rules.background.value_or(0), rules.ignore_index.value_or(0),
+            rules.background.has_value(), rules.ignore_index.has_value()};
+  }
 
   __device__ bool is_background(int64_t id) const { return has_background && id == background; }
   __device__ bool is_ignored(int64_t id) const { return has_ignored && id == ignored; }

@@ -152,8 +152,7 @@ static inline void find_slots(const LabelSlots& slots, const Array& labels, cons
   clear_tables(slots.tables, images.images, stream);
   if (background) fill_bytes(background, 0, images.images * 8, stream);
   fill_bytes(slots.of_place, 0xff, images.images * slots.tables.places() * 4, stream);
-  const DeviceRules device_rules{rules.background.value_or(0), rules.ignore_index.value_or(0),
-                                 rules.background.has_value(), rules.ignore_index.has_value()};
+  const DeviceRules device_rules = DeviceRules::of(rules);
   const int64_t warps = (images.total + kSegment - 1) / kSegment;
   launch(insert_labels_kernel, "insert_labels", (warps * kWarp + kThreads - 1) / kThreads, kThreads,
          0, stream, labels.data, labels.dtype, Strides{labels.strides[0], 0, labels.strides[1]},

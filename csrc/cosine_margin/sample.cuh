@@ -100,10 +100,7 @@ static inline void choose(const Slots& entries, const Array& labels, const Label
   const Images& images = entries.images;
   const int64_t blocks = blocks_of(images.total);
   launch(mark_labels_kernel, "mark_labels", blocks, kThreads, 0, queue, images,
-         Integers::of(&labels),
-         DeviceRules{rules.background.value_or(0), rules.ignore_index.value_or(0),
-                     rules.background.has_value(), rules.ignore_index.has_value()},
-         marks);
+         Integers::of(&labels), DeviceRules::of(rules), marks);
   if (keys) {
     const Keys view{{keys->as<const float>(), {keys->strides[0], 0, keys->strides[1]}}, sampling};
     fill_bytes(limits.numbers, 0, images.images * kDigitValues * 4, queue);

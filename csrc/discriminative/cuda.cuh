@@ -1,6 +1,6 @@
 // The discriminative loss on CUDA.
 //
-// For N pixels of D channels of T bytes, labels of L bytes and slots of S = 2 bytes (4 above 8191
+// For N pixels of D channels of T bytes, labels of L bytes and slots of S = 2 bytes (4 above 8192
 // instances an image), the bytes that must move are
 //   forward   N (L + S)         labels to slots, once
 //           + N (T D + 2 S)     means; a group of images that fits the L2 is then read from there,

@@ -1,6 +1,6 @@
 // Instance pooling on CUDA.
 //
-// For N pixels of C channels of T bytes, labels of L bytes and slots of S = 2 bytes (4 above 8191
+// For N pixels of C channels of T bytes, labels of L bytes and slots of S = 2 bytes (4 above 8192
 // instances an image), the bytes that must move are
 //   forward   N (L + 3 S + C T)   labels to slots, once, and the features once
 //   backward  N (L + 3 S + C T)   labels to slots again, and the gradient once; for max N C T and a
@@ -421,10 +421,13 @@ void pool_cuda(const Array& features, const Array& labels, const Array* offsets,
     auto* counts = outputs.counts.as<int64_t>();
     plan.pixels.find(images, labels, rules, outputs.ids.as<int64_t>(), counts, queue);
 
-    const int64_t table_cells = std::min<int64_t>(kTableBytes / static_cast<int64_t>(sizeof(Cell)),
-                                                  capacity * shape.channels);
-    const int64_t shared = padded_bytes<A>(shape.channels * shape.row) +
-                           padded_bytes<int32_t>(shape.pixels) + padded_bytes<Cell>(table_cells);
+    // In pieces of 16 bytes, as padded_bytes() has them.
+    const int64_t others =
+        padded_bytes<A>(shape.channels * shape.row) + padded_bytes<int32_t>(shape.pixels) + 16;
+    const int64_t room = std::clamp<int64_t>(device.shared - others, 0, kTableBytes);
+    const int64_t table_cells =
+        std::min(room / static_cast<int64_t>(sizeof(Cell)), capacity * shape.channels);
+    const int64_t shared = others + padded_bytes<Cell>(table_cells);
     launch(pool_kernel<T, Cell>, "instance_pool", images.images * plan.blocks * chunks, kThreads,
            shared, queue, features.as<const T>(), strides_of(features), images, shape,
            static_cast<int>(channels), plan.pixels.codes, plan.pixels.found, plan.tables, plan.rows,

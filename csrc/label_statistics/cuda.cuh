@@ -240,8 +240,7 @@ void measure_cuda(const Array& labels, const LabelRules& rules, const Array& ids
                     labels.dtype,
                     {grid.depth, grid.height, grid.width, grid.image_stride, grid.z_stride,
                      grid.y_stride, grid.x_stride, grid.pixels(), segments},
-                    {rules.background.value_or(0), rules.ignore_index.value_or(0),
-                     rules.background.has_value(), rules.ignore_index.has_value()},
+                    DeviceRules::of(rules),
                     images};
   clear_tables(plan.tables, images, queue);
   const int64_t places = images * plan.tables.places();

@@ -13,7 +13,7 @@
 // differences, in registers, channels by way of shared memory; then terms, and slopes in shared
 // memory; and where one is not zero, the rows' gradients, which no other block touches. So no float
 // is added atomically. Slots without a pixel weigh nothing; those after the last pixel are not
-// looked at, so that room for more instances costs next to nothing.
+// looked at. What room for more instances costs is memory: the slopes of every slot are zeroed.
 #pragma once
 
 #include <cmath>

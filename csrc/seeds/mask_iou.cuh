@@ -194,11 +194,8 @@ void mask_iou_cuda(const Array& embeddings, const Array& labels, const Array& se
   const Stream queue = as_stream(stream);
   fill_bytes(iou.data, 0, iou.size() * item_size(iou.dtype), queue);
   if (seeds.size() == 0) return;
-  const Labels device_labels{labels.data,
-                             labels.dtype,
-                             {labels.strides[0], 0, labels.strides[1]},
-                             {rules.background.value_or(0), rules.ignore_index.value_or(0),
-                              rules.background.has_value(), rules.ignore_index.has_value()}};
+  const Labels device_labels{
+      labels.data, labels.dtype, {labels.strides[0], 0, labels.strides[1]}, DeviceRules::of(rules)};
   dispatch_floating(embeddings.dtype, "embeddings", [&](auto element) {
     using T = decltype(element);
     using A = accumulator_t<T>;

@@ -17,6 +17,7 @@
 
 #include <cmath>
 
+#include "common/numbers.cuh"
 #include "seeds/near.cuh"
 
 namespace instembed::seeds {
@@ -73,17 +74,7 @@ struct Seediness {
   Strides strides;
 
   __device__ double at(int64_t image, int64_t pixel) const {
-    const int64_t i = image * strides.image + pixel * strides.pixel;
-    switch (type) {
-      case DType::f16:
-        return static_cast<double>(static_cast<const Half*>(data)[i]);
-      case DType::bf16:
-        return static_cast<double>(static_cast<const BFloat16*>(data)[i]);
-      case DType::f32:
-        return static_cast<double>(static_cast<const float*>(data)[i]);
-      default:
-        return static_cast<const double*>(data)[i];
-    }
+    return load_number(data, type, image * strides.image + pixel * strides.pixel);
   }
 };
 

@@ -221,7 +221,7 @@ def _group_keypoints_cpu(
 
 
 # On CUDA what is done for every pixel: candidates go to the host, which makes people of them, and people go
-# back. Fetching the candidates is the one synchronisation of a batch.
+# back. Fetching the candidates is what a batch waits for.
 
 
 @_ops.cuda("group_keypoints")

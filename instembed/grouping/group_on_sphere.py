@@ -10,7 +10,13 @@ from torch import Tensor
 from instembed import _arguments as arguments
 from instembed import _native, _ops
 from instembed._native import core, threads
-from instembed._pixels import cuda_capacity, flat_embeddings, flat_pixels, number_of_images
+from instembed._pixels import (
+    cuda_capacity,
+    fake_capacity,
+    flat_embeddings,
+    flat_pixels,
+    number_of_images,
+)
 from instembed._sphere import unit_vectors
 from instembed.grouping.mean_shift import (
     Grouping,
@@ -164,8 +170,7 @@ def _group_fake(
     points: Tensor, mask: Tensor | None, offsets: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     max_instances = options[2]
-    on_gpu = points.device.type == "cuda"
-    capacity = cuda_capacity(points, offsets, max_instances) if on_gpu else _ops.capacity(max_instances)
+    capacity = fake_capacity(points, offsets, max_instances)
     centers, counts, instances, _ = new_tables(points, number_of_images(points, offsets), capacity)
     return new_labels(points), centers, counts, instances
 

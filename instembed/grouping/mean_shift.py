@@ -13,6 +13,7 @@ from instembed._native import core, threads
 from instembed._pixels import (
     accumulation_dtype,
     cuda_capacity,
+    fake_capacity,
     flat_embeddings,
     flat_pixels,
     number_of_images,
@@ -261,8 +262,7 @@ def _mean_shift_fake(
     embeddings: Tensor, mask: Tensor | None, offsets: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     max_instances = options[3]
-    on_gpu = embeddings.device.type == "cuda"
-    capacity = cuda_capacity(embeddings, offsets, max_instances) if on_gpu else _ops.capacity(max_instances)
+    capacity = fake_capacity(embeddings, offsets, max_instances)
     return new_labels(embeddings), *new_tables(embeddings, number_of_images(embeddings, offsets), capacity)
 
 

@@ -104,7 +104,10 @@ def recurrent_mean_shift(
             iterates = [*iterates, points] if return_all else [points]
         return iterates
 
-    iterates = checkpoint(iterate, embeddings, use_reentrant=False) if recompute else iterate(embeddings)
+    if recompute:  # nothing in it is random
+        iterates = checkpoint(iterate, embeddings, use_reentrant=False, preserve_rng_state=False)
+    else:
+        iterates = iterate(embeddings)
     return torch.stack(iterates) if return_all else iterates[0]
 
 

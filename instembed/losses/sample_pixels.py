@@ -10,7 +10,7 @@ from torch import Tensor
 from instembed import _arguments as arguments
 from instembed import _native, _ops
 from instembed._native import core, threads
-from instembed._pixels import cuda_capacity
+from instembed._pixels import cuda_capacity, fake_capacity
 
 
 class SampledPixels(NamedTuple):
@@ -176,11 +176,7 @@ def _sample_cuda(
 def _sample_fake(
     labels: Tensor, words: Tensor, offsets: Tensor | None, samples: int, max_instances: int | None, *_: Any
 ) -> tuple[Tensor, Tensor]:
-    on_gpu = labels.device.type == "cuda"
-    capacity = (
-        cuda_capacity(labels[:, None], offsets, max_instances) if on_gpu else _ops.capacity(max_instances)
-    )
-    return _new_outputs(words, samples, capacity)
+    return _new_outputs(words, samples, fake_capacity(labels[:, None], offsets, max_instances))
 
 
 _ops.not_differentiable("sample_pixels")

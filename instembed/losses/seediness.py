@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -143,22 +144,33 @@ def seediness_loss(
     found = seed_mask_iou(
         embeddings, labels, seeds, thresholds, background=background, ignore_index=ignore_index
     )
-    counted = seeds >= 0
+    # Seeds and classes out of range are errors on the CPU. On a GPU, which cannot wait to find them, the loss
+    # of their image is NaN, as where it has too many instances, whose pixels are -2.
+    pixels = math.prod(labels.shape[1:])
+    inside = (seeds >= 0) & (seeds < pixels)
+    wrong = ((seeds < -1) | (seeds >= pixels)).any(1)
+    places = torch.where(inside, seeds, -1)
+    counted = inside
     if ignore_index is not None:
-        counted &= at_pixels(labels.flatten(1), seeds) != ignore_index
+        counted = inside & (at_pixels(labels.flatten(1), places) != ignore_index)
     good = found >= arguments.check_number("iou", iou, at_least=0)  # (B, S, T)
     targets = good.to(torch.int64)
     if classes is not None:
         arguments.check_integer_tensor("classes", classes)
         arguments.check_pixels("classes", classes, embeddings)
-        targets = targets * at_pixels(classes.flatten(1), seeds).to(torch.int64)[..., None]
-        _check_classes(targets, good & counted[..., None], logits.shape[2] - 1)
-    at_seeds = at_pixels(logits.flatten(3), seeds)  # (B, T, C + 1, S)
+        targets = targets * at_pixels(classes.flatten(1), places).to(torch.int64)[..., None]
+        most = logits.shape[2] - 1
+        none = good & counted[..., None] & ((targets < 1) | (targets > most))
+        _check_classes(targets, none, most)
+        wrong = wrong | none.flatten(1).any(1)
+        targets = targets.clamp(0, most)
+    at_seeds = at_pixels(logits.flatten(3), places)  # (B, T, C + 1, S)
     terms = F.cross_entropy(
         at_seeds.to(accumulation_dtype(logits)).transpose(1, 2), targets.transpose(1, 2), reduction="none"
     )  # (B, T, S)
     weights = counted[:, None].to(terms.dtype)
     losses = (terms * weights).sum((1, 2)) / (radii * weights.sum((1, 2))).clamp(min=1)
+    losses = torch.where(wrong, torch.nan, losses)
     return reduced(losses, reduction)
 
 
@@ -215,13 +227,13 @@ def _check_seeds(seeds: object, embeddings: Tensor) -> None:
     arguments.check_same_device("seeds", tensor, "embeddings", embeddings)
 
 
-def _check_classes(targets: Tensor, counted: Tensor, classes: int) -> None:
+def _check_classes(targets: Tensor, none: Tensor, most: int) -> None:
     if torch.compiler.is_compiling() or targets.device.type != "cpu":
         return
-    wrong = targets[counted & ((targets < 1) | (targets > classes))]
+    wrong = targets[none]
     if len(wrong):
         raise ValueError(
-            f"classes must be from 1 to {classes}, for logits of {classes + 1} classes, got {int(wrong[0])}"
+            f"classes must be from 1 to {most}, for logits of {most + 1} classes, got {int(wrong[0])}"
         )
 
 

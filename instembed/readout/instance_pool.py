@@ -14,6 +14,7 @@ from instembed._native import core, threads
 from instembed._pixels import (
     accumulation_dtype,
     cuda_capacity,
+    fake_capacity,
     flat_embeddings,
     flat_pixels,
     is_channels_last,
@@ -120,7 +121,7 @@ def instance_pool(
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, dtype, shape, device or value, or an image has
-            more instances than ``max_instances``.
+            more instances than ``max_instances`` (on a GPU: under :func:`set_overflow_checks`).
     """
     arguments.check_embeddings("features", features, points=True)
     arguments.check_integer_tensor("labels", labels)
@@ -245,9 +246,7 @@ def _pool_cuda(
 def _pool_fake(
     features: Tensor, labels: Tensor, offsets: Tensor | None, reduce: str, max_instances: int | None, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    on_gpu = features.device.type == "cuda"
-    capacity = cuda_capacity(features, offsets, max_instances) if on_gpu else _ops.capacity(max_instances)
-    return _new_outputs(features, offsets, reduce, capacity)
+    return _new_outputs(features, offsets, reduce, fake_capacity(features, offsets, max_instances))
 
 
 def _new_gradient(grad: Tensor, shape: Sequence[int], dtype: torch.dtype, channels_last: bool) -> Tensor:
@@ -356,7 +355,10 @@ def _double_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         points = points.expand(len(argmax), -1, -1).mT
         taken = torch.where(argmax < 0, 0, points.gather(1, argmax.clamp(min=0)))
     else:
-        taken = torch.ops.instembed.instance_pool(grad, labels, offsets, reduce, ctx.shape[1], *rules)[0]
+        pooled, valid, *_ = torch.ops.instembed.instance_pool(
+            grad, labels, offsets, reduce, ctx.shape[1], *rules
+        )
+        taken = torch.where(valid[..., None], pooled, 0)
     return taken.to(ctx.dtype), *[None] * 9
 
 

@@ -137,11 +137,22 @@ def _read_points(
         places = places.double()
     x, y = places.unbind(-1)
     inside = (x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5)
-    table = torch.tensor(order, device=places.device)  # (K, M)
+    table = _index_table(order, places.device)
     choices = ((valid.double() > 0) & inside)[..., table]  # (B, P, K, M): can the joint be read there?
     first = choices.to(torch.uint8).argmax(-1, keepdim=True)
     joint = table.expand(choices.shape).gather(-1, first)  # (B, P, K, 1)
     return places.gather(2, joint.expand(-1, -1, -1, 2)), choices.any(-1)
+
+
+def _index_table(rows: list[list[int]], device: torch.device) -> Tensor:
+    """(K, M); on a GPU without a copy from the host, which would wait for it."""
+    if device.type == "cpu":
+        return torch.tensor(rows)
+    table = torch.zeros(len(rows), len(rows[0]), dtype=torch.int64, device=device)
+    for row, indices in zip(table.unbind(), rows, strict=True):
+        for place, index in zip(row.unbind(), indices, strict=True):
+            place.fill_(index)
+    return table
 
 
 def _checked_order(

@@ -360,6 +360,10 @@ void fail(const std::string& what) {
 
 void run(int64_t number, int count, int64_t shared_bytes, bool cooperative,
          const std::function<void()>& kernel) {
+  if (shared_bytes > device_info().shared) {
+    fail(std::to_string(shared_bytes) + " bytes of shared memory, the device has " +
+         std::to_string(device_info().shared));
+  }
   threads = count;
   shared_limit = shared_bytes;
   body = &kernel;
