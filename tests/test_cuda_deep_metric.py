@@ -95,6 +95,22 @@ def test_too_many_instances(device: str) -> None:
     assert instembed.sample_pixels(labels[1:].to(device), 4).indices.shape == (1, 64, 4)
 
 
+def test_seediness_of_what_is_out_of_range(device: str) -> None:
+    """The image's loss is NaN, and nothing is read out of bounds."""
+    embeddings, labels = torch.randn(3, 4, 8, 9).to(device), torch.ones(3, 8, 9, dtype=torch.int64)
+    logits = torch.randn(3, 4, 2, 8, 9, device=device, requires_grad=True)
+    seeds = torch.tensor([[3, 72], [-2, 5], [-1, 71]])
+    losses = instembed.seediness_loss(
+        logits, embeddings, labels.to(device), seeds=seeds.to(device), reduction="none"
+    )
+    assert losses.isnan().tolist() == [True, True, False]
+    labels[0] = torch.arange(72).reshape(8, 9)
+    losses = instembed.seediness_loss(
+        logits, embeddings, labels.to(device), max_instances=70, reduction="none"
+    )
+    assert losses.isnan().tolist() == [True, False, False]
+
+
 def test_too_many_instances_checked(device: str, overflow_checks: None) -> None:
     with pytest.raises(ValueError, match="max_instances=9 "):
         instembed.sample_pixels(torch.arange(40).to(device), 4, max_instances=9)
