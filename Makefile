@@ -7,6 +7,9 @@ SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc inste
 CPP := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 CMAKE = $(VENV)/bin/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -DINSTEMBED_WERROR=ON
 ARCHITECTURES ?= 75,90
+# What is installed here has its CUDA kernels as PTX, which a GPU compiles when it first runs them: the
+# architectures of a wheel take many minutes.
+export CMAKE_ARGS := -DINSTEMBED_CUDA_ARCHITECTURES=compute_75 $(CMAKE_ARGS)
 
 .PHONY: cuda demo gpu simulator test sanitize lint format bench clean
 
