@@ -46,7 +46,7 @@ cuda: $(VENV)/test ## CUDA kernels compiled for ARCHITECTURES (all-major: those 
 	$(RUN) tests/cpp/check_resources.py build/cuda.log $$(echo $(ARCHITECTURES) | tr -c '0-9\n' ' ')
 
 gpu: ## on a machine with a GPU and torch: build in place, tests, compute-sanitizer, benchmarks
-	PYTHON=$(PYTHON) tests/gpu.sh
+	PYTHON=$(PYTHON) CMAKE_ARGS= tests/gpu.sh
 
 lint: $(VENV)/lint ## style and types
 	$(VENV)/bin/ruff check .
