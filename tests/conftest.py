@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 import torch
-from torch.library import Library
+from torch import library
 
 import instembed
 from instembed import _native, _ops
@@ -27,10 +27,10 @@ def pytest_configure(config: pytest.Config) -> None:
     simulated = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(simulated)
     _native.cuda_core = lambda: simulated
-    library = Library("instembed", "IMPL")
+    overrides = library.Library("instembed", "IMPL")
     for name, function in _ops.cuda_kernels.items():
-        library.impl(name, function, "CPU", allow_override=True)
-    config.simulated_library = library  # as long as it lives
+        overrides.impl(name, function, "CPU", allow_override=True)
+    config.simulated_library = overrides  # as long as it lives
 
 
 def pytest_report_header() -> str:

@@ -10,8 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
-from torch.library import opcheck
+from torch import Tensor, library
 
 import instembed
 from instembed import Grouping, LabelStatistics, _native, reference
@@ -494,8 +493,8 @@ def test_opcheck_on_cuda() -> None:
     embeddings = torch.randn(2, 3, 5, 6, device="cuda", requires_grad=True)
     labels = torch.randint(0, 4, (2, 5, 6), device="cuda")
     arguments = (embeddings, labels, None, 0.5, 1.5, 2, 0, None, False, False, None, True)
-    opcheck(torch.ops.instembed.discriminative_terms.default, arguments)
-    opcheck(torch.ops.instembed.label_statistics.default, (labels, 0, None, None))
+    library.opcheck(torch.ops.instembed.discriminative_terms.default, arguments)
+    library.opcheck(torch.ops.instembed.label_statistics.default, (labels, 0, None, None))
     for seeding in ("peel", "all"):
         arguments = (embeddings, labels, None, 1.0, seeding, 1, None, "noise", 300, 1e-3)
-        opcheck(torch.ops.instembed.mean_shift.default, arguments)
+        library.opcheck(torch.ops.instembed.mean_shift.default, arguments)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import library
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from torch.library import opcheck
 
 import instembed
 from instembed import reference
@@ -76,7 +76,7 @@ def test_op_has_a_docs_page(op: str) -> None:
 def test_opcheck(op: str, index: int) -> None:
     arguments = cases.OPCHECK[op][index]()
     overload = getattr(torch.ops.instembed, op.removeprefix("instembed::")).default
-    opcheck(overload, arguments)
+    library.opcheck(overload, arguments)
 
 
 @pytest.mark.parametrize(
