@@ -11,6 +11,7 @@
 #include "common/array.h"
 #include "common/cuda.h"
 #include "common/label_runs.h"
+#include "common/numbers.cuh"
 
 namespace instembed::cuda {
 
@@ -124,26 +125,6 @@ __device__ __forceinline__ void rank_ids(const IdTables& tables, int64_t image, 
       for (int32_t k = 0; k < count; ++k) rank += tile[k] < id ? 1 : 0;
     }
     if (mine < n) f(place, rank, id);
-  }
-}
-
-// Element i of an integer array as a 64-bit id.
-__device__ __forceinline__ int64_t load_id(const void* data, DType type, int64_t i) {
-  switch (type) {
-    case DType::i8:
-      return static_cast<const int8_t*>(data)[i];
-    case DType::i16:
-      return static_cast<const int16_t*>(data)[i];
-    case DType::i32:
-      return static_cast<const int32_t*>(data)[i];
-    case DType::u8:
-      return static_cast<const uint8_t*>(data)[i];
-    case DType::u16:
-      return static_cast<const uint16_t*>(data)[i];
-    case DType::u32:
-      return static_cast<const uint32_t*>(data)[i];
-    default:
-      return static_cast<const int64_t*>(data)[i];
   }
 }
 

@@ -227,27 +227,10 @@ __global__ void __launch_bounds__(kThreads)
   counts[row] = k < n ? candidates.sizes[own] : 0;
 }
 
-template <class A>
-struct GrowPlan {
-  Candidates<A> candidates;
-  int64_t bytes = 0;
-
-  GrowPlan(void* base, int64_t images, int64_t seeds, int channels) {
-    Workspace workspace(base);
-    candidates.take(&workspace, images, seeds, channels);
-    bytes = workspace.used();
-  }
-};
-
 }  // namespace
 
 int64_t grow_cuda_workspace(const Array& embeddings, const Array& seeds) {
-  check_embeddings(embeddings);
-  check_seeds(seeds, embeddings.shape[0]);
-  const auto channels = static_cast<int>(embeddings.shape[1]);
-  return embeddings.dtype == DType::f64
-             ? GrowPlan<double>(nullptr, seeds.shape[0], seeds.shape[1], channels).bytes
-             : GrowPlan<float>(nullptr, seeds.shape[0], seeds.shape[1], channels).bytes;
+  return seeds_workspace<Candidates>(embeddings, seeds);
 }
 
 void grow_cuda(const Array& embeddings, const Array* mask, const Array& seeds, const Array& scores,
@@ -275,9 +258,9 @@ void grow_cuda(const Array& embeddings, const Array* mask, const Array& seeds, c
     using T = decltype(element);
     using A = accumulator_t<T>;
     const auto input = Input<T>::of(embeddings, mask);
-    const GrowPlan<A> plan(workspace.data, images, count, input.channels);
+    const SeedsPlan<Candidates<A>> plan(workspace.data, images, count, input.channels);
     expect(workspace.size() >= plan.bytes, "workspace: too small");
-    const Candidates<A>& candidates = plan.candidates;
+    const Candidates<A>& candidates = plan.work;
     fill_bytes(candidates.found, 0, images * sizeof(int32_t), queue);
     fill_bytes(candidates.pairs, 0, images * count * count * sizeof(int32_t), queue);
     fill_bytes(candidates.sizes, 0, images * 2 * count * sizeof(int32_t), queue);

@@ -155,27 +155,10 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <class A>
-struct IouPlan {
-  LiveSeeds<A> live;
-  int64_t bytes = 0;
-
-  IouPlan(void* base, int64_t images, int64_t seeds, int channels) {
-    Workspace workspace(base);
-    live.take(&workspace, images, seeds, channels);
-    bytes = workspace.used();
-  }
-};
-
 }  // namespace
 
 int64_t mask_iou_cuda_workspace(const Array& embeddings, const Array& seeds) {
-  check_embeddings(embeddings);
-  check_seeds(seeds, embeddings.shape[0]);
-  const auto channels = static_cast<int>(embeddings.shape[1]);
-  return embeddings.dtype == DType::f64
-             ? IouPlan<double>(nullptr, seeds.shape[0], seeds.shape[1], channels).bytes
-             : IouPlan<float>(nullptr, seeds.shape[0], seeds.shape[1], channels).bytes;
+  return seeds_workspace<LiveSeeds>(embeddings, seeds);
 }
 
 void mask_iou_cuda(const Array& embeddings, const Array& labels, const Array& seeds,
@@ -200,9 +183,9 @@ void mask_iou_cuda(const Array& embeddings, const Array& labels, const Array& se
     using T = decltype(element);
     using A = accumulator_t<T>;
     const auto input = Input<T>::of(embeddings, nullptr);
-    const IouPlan<A> plan(workspace.data, images, count, input.channels);
+    const SeedsPlan<LiveSeeds<A>> plan(workspace.data, images, count, input.channels);
     expect(workspace.size() >= plan.bytes, "workspace: too small");
-    const LiveSeeds<A>& live = plan.live;
+    const LiveSeeds<A>& live = plan.work;
     fill_bytes(live.found, 0, images * sizeof(int32_t), queue);
     launch(find_live_kernel<T, A>, "seed_mask_iou_find", (seeds.size() + kWarps - 1) / kWarps,
            kThreads, 0, queue, input, device_labels, seeds.as<const int64_t>(), count, live,

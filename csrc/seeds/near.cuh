@@ -168,5 +168,29 @@ inline void check_seeds(const Array& seeds, int64_t images) {
   expect_contiguous(seeds, DType::i64, seeds.size(), "seeds");
 }
 
+// What work on the seeds of some images needs on the device.
+template <class Work>
+struct SeedsPlan {
+  Work work;
+  int64_t bytes = 0;
+
+  SeedsPlan(void* base, int64_t images, int64_t seeds, int channels) {
+    Workspace workspace(base);
+    work.take(&workspace, images, seeds, channels);
+    bytes = workspace.used();
+  }
+};
+
+template <template <class> class Work>
+int64_t seeds_workspace(const Array& embeddings, const Array& seeds) {
+  check_embeddings(embeddings);
+  check_seeds(seeds, embeddings.shape[0]);
+  const int64_t images = seeds.shape[0], count = seeds.shape[1];
+  const auto channels = static_cast<int>(embeddings.shape[1]);
+  return embeddings.dtype == DType::f64
+             ? SeedsPlan<Work<double>>(nullptr, images, count, channels).bytes
+             : SeedsPlan<Work<float>>(nullptr, images, count, channels).bytes;
+}
+
 }  // namespace
 }  // namespace instembed::seeds

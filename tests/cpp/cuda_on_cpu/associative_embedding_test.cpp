@@ -41,13 +41,7 @@ void check(const Case& c, int schedules) {
   fill_normal(weights, DType::f64);
   const DType sums = sums_of(c.dtype);
   Buffer grad_terms(sums, {c.images, kTerms});
-  for (int64_t i = 0; i < weights.size(); ++i) {
-    if (sums == DType::f64) {
-      grad_terms.as<double>()[i] = weights.as<double>()[i];
-    } else {
-      grad_terms.as<float>()[i] = static_cast<float>(weights.as<double>()[i]);
-    }
-  }
+  fill_as(weights, sums, grad_terms);
   Buffer expected_grad(DType::f64, shape, layout);
   backward(weights, exact, {pixels, means, pushes}, c.gathered, expected_grad, 1);
 

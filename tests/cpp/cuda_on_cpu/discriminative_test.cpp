@@ -64,13 +64,7 @@ void check(const Case& c, int schedules) {
   const int64_t capacity = std::max<int64_t>(most + c.spare, 1);
   const DType sums = sums_of(c.dtype);
   Buffer grad_terms(sums, {c.images, 4});
-  for (int64_t i = 0; i < weights.size(); ++i) {
-    if (sums == DType::f64) {
-      grad_terms.as<double>()[i] = weights.as<double>()[i];
-    } else {
-      grad_terms.as<float>()[i] = static_cast<float>(weights.as<double>()[i]);
-    }
-  }
+  fill_as(weights, sums, grad_terms);
   const double tolerance = tolerance_of(c.dtype);
   std::vector<char> bits;
   for_schedules(schedules, [&] {

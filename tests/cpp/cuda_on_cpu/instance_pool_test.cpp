@@ -33,15 +33,6 @@ struct Pooled {
   }
 };
 
-void fill_as(const Buffer& exact, DType dtype, Buffer& buffer) {
-  dispatch_floating(dtype, "test", [&](auto type) {
-    using T = decltype(type);
-    for (int64_t i = 0; i < exact.size(); ++i) {
-      buffer.as<T>()[i] = rounded<T>(value(exact, DType::f64, i));
-    }
-  });
-}
-
 void check(const Case& c, Reduce reduce, int schedules) {
   const std::vector<int> layout =
       c.interleaved ? std::vector<int>{0, 2, 1} : std::vector<int>{0, 1, 2};

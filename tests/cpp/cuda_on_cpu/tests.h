@@ -29,6 +29,16 @@ inline double tolerance_of(DType dtype) {
   return dtype == DType::f16 ? 1e-3 : 5e-6;
 }
 
+// The values of a float64 buffer in another type.
+inline void fill_as(const Buffer& exact, DType dtype, Buffer& buffer) {
+  dispatch_floating(dtype, "test", [&](auto type) {
+    using T = decltype(type);
+    for (int64_t i = 0; i < exact.size(); ++i) {
+      buffer.as<T>()[i] = rounded<T>(value(exact, DType::f64, i));
+    }
+  });
+}
+
 // To the float64 values of `expected`, relative to the largest.
 inline void check_close(const Buffer& got, DType dtype, const Buffer& expected, double tolerance) {
   double scale = 0;
