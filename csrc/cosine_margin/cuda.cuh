@@ -15,9 +15,9 @@
 //         + N_all D S           the gradient, which is zero elsewhere
 //   flops   N^2 (4 D + 4), half of it without gradient.
 // At N = 16384, D = 64: 70 GFLOP, 1.2 ms at 60 TFLOP/s, 2 GB of the L2: arithmetic is the limit.
-// Two walks of one block an image over its pixels cost about 1 us each 256 pixels, 0.1 ms. Unlike
-// the CPU kernel this takes no advantage of the hinge's being linear or of the matrix's symmetry.
-// Reasoned, not measured: the kernels have never run on a GPU.
+// Two walks of one block an image over its pixels cost about 1 us each 256 pixels (assumed), 0.1
+// ms. Unlike the CPU kernel this takes no advantage of the hinge's being linear or of the matrix's
+// symmetry. Reasoned, not measured: the kernels have never run on a GPU.
 #pragma once
 
 #include <cmath>

@@ -9,8 +9,8 @@
 // What several points send to one pixel is added up in double, in the order of the points, and
 // rounded once. So the reads of a map are sorted by pixel, in a fixed order and without atomics: a
 // block sorts a map's, four bits of the pixel at a time, every thread counting and moving
-// consecutive reads. Keypoints and proposals are thousands at most, for which this takes
-// microseconds; a map with a million points is slow here.
+// consecutive reads. Keypoints and proposals are thousands at most, for which a block is enough;
+// for a million points on one map it is not.
 #pragma once
 
 #include <algorithm>

@@ -3,7 +3,7 @@
 // Bytes, for maps of N pixels of T bytes and L dimensions of a tag: N T a joint for the candidates,
 // N T (1 + L) for the missing joints of up to 32 people. 8 images of 17 joints of 128 x 128,
 // float32 and L = 1: 9 MB and 18 MB, 8 us at 3.3 TB/s. Flops: 6 L in double a pixel and missing
-// joint, at most 0.4 GFLOP there, 13 us. The host's step between the two takes more than both.
+// joint, at most 0.4 GFLOP there, 13 us.
 //
 // Peaks go to a list in any order, from which the best are taken one after the other: score, then
 // pixel, decide, and no two are equal in both. So nothing depends on the order of the list.

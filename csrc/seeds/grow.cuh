@@ -5,7 +5,8 @@
 // seed that is most similar, with another if instances are given up. For N pixels of D
 // channels of T bytes and S seeds that are N (2 T D + 8) bytes, 25 MB and 8 us at 3.3 TB/s for 512
 // x 512, D = 8 and float32; at least 6 N S 8 flops, 1.3 GFLOP and 20 us at 60 TFLOP/s for 100
-// seeds; and S steps of accepting, about half a microsecond each. Memory: S^2 counters an image.
+// seeds; and S steps of accepting, about half a microsecond each (assumed). Memory: S^2 counters an
+// image.
 //
 // A pixel's mask membership is a bit of a warp's word for each seed, which lives in shared memory
 // until the pairs of the few seeds that have any are counted. Integers only: their order does not

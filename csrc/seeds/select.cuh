@@ -4,10 +4,10 @@
 // A pass is one seed's: it brings the distance of each pixel from its nearest seed up to date, its
 // objective where that changed, and finds the largest objective, all at once. Bytes a pass, for N
 // pixels of D channels of T bytes: N (T D + 16), from the L2 where it holds them, and 16 N of
-// scratch memory. 512 x 1024, D = 8, float32: 25 MB, 5 us at 5.5 TB/s of an H100's L2, and 1 to 2
-// us of waiting, which makes 0.7 ms for 100 seeds. Flops: 3 N D, and a few logarithms in double
+// scratch memory. 512 x 1024, D = 8, float32: 25 MB, 5 us at 5.5 TB/s of an H100's L2, and what
+// the waiting takes, which was never measured. Flops: 3 N D, and a few logarithms in double
 // where a seed is the nearest so far. The CPU kernel looks at a few blocks of pixels a seed; here a
-// look at all of them costs little more than the waiting.
+// look at all of them should cost little more than the waiting.
 //
 // A sum in A tells most pixels that a seed is not their nearest; the rest is in double, without
 // fused multiply-adds, as on the CPU. Of equal objectives the lowest index wins, whatever the order
