@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "associative_embedding/associative_embedding.h"
+#include "associative_embedding/sizes.h"
 #include "common/dtype.h"
 #include "common/memory.h"
 #include "common/parallel.h"
@@ -15,17 +16,12 @@ namespace {
 
 constexpr int64_t kPeople = 16;  // a task
 
-struct Sizes {
-  int64_t images, people, joints, tag;  // B, P, K, L
-
-  int64_t blocks() const { return (people + kPeople - 1) / kPeople; }
-};
-
 // Runs f(image, person) for all of them.
 template <class F>
 void for_people(const Sizes& sizes, int threads, F&& f) {
-  parallel_for(sizes.images * sizes.blocks(), threads, [&](int64_t task) {
-    const int64_t b = task / sizes.blocks(), first = task % sizes.blocks() * kPeople;
+  const int64_t blocks = (sizes.people + kPeople - 1) / kPeople;
+  parallel_for(sizes.images * blocks, threads, [&](int64_t task) {
+    const int64_t b = task / blocks, first = task % blocks * kPeople;
     for (int64_t n = first; n < std::min(first + kPeople, sizes.people); ++n) f(b, n);
   });
 }
@@ -49,30 +45,6 @@ class Place {
   bool gathered_;
   int64_t tag_, width_;
 };
-
-Sizes checked_sizes(const Array& tags, const Array& pixels, bool gathered) {
-  expect(pixels.ndim == 3, "visible: expected (images, people, joints)");
-  expect(tags.ndim == 4, "tags: expected 4 dimensions");
-  Sizes sizes{pixels.shape[0], pixels.shape[1], pixels.shape[2], 0};
-  expect(tags.shape[0] == sizes.images, "tags: expected as many images as there are of people");
-  expect(sizes.joints >= 1, "visible: expected at least one joint");
-  if (gathered) {
-    expect(tags.shape[1] == sizes.people && tags.shape[2] == sizes.joints,
-           "tags: expected (images, people, joints, tag)");
-    sizes.tag = tags.shape[3];
-  } else {
-    expect(tags.shape[1] % sizes.joints == 0, "tags: expected whole tags for every joint");
-    sizes.tag = tags.shape[1] / sizes.joints;
-  }
-  expect(sizes.tag >= 1, "tags: expected at least one channel a joint");
-  return sizes;
-}
-
-void check_state(const State& state, const Sizes& sizes) {
-  expect_contiguous(state.pixels, DType::i64, sizes.images * sizes.people * sizes.joints, "pixels");
-  expect_contiguous(state.means, DType::f64, sizes.images * sizes.people * sizes.tag, "means");
-  expect_contiguous(state.pushes, DType::f64, sizes.images * sizes.people * sizes.tag, "pushes");
-}
 
 // The pixel of every joint that counts, -1 for the others.
 class Locator {

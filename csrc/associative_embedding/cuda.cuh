@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "associative_embedding/cuda.h"
+#include "associative_embedding/sizes.h"
 #include "common/numbers.cuh"
 #include "common/points.h"
 
@@ -19,10 +20,6 @@ using namespace cuda;
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-
-struct Sizes {
-  int64_t images, people, joints, tag;  // B, P, K, L
-};
 
 // Tags, or their gradient: in a map or gathered.
 struct Place {
@@ -224,30 +221,6 @@ struct Plan {
     bytes = workspace.used();
   }
 };
-
-Sizes checked_sizes(const Array& tags, const Array& pixels, bool gathered) {
-  expect(pixels.ndim == 3, "visible: expected (images, people, joints)");
-  expect(tags.ndim == 4 && tags.shape[0] == pixels.shape[0], "tags: expected 4 dimensions");
-  Sizes sizes{pixels.shape[0], pixels.shape[1], pixels.shape[2], 0};
-  expect(sizes.joints >= 1, "visible: expected at least one joint");
-  if (gathered) {
-    expect(tags.shape[1] == sizes.people && tags.shape[2] == sizes.joints,
-           "tags: expected (images, people, joints, tag)");
-    sizes.tag = tags.shape[3];
-  } else {
-    expect(tags.shape[1] % sizes.joints == 0, "tags: expected whole tags for every joint");
-    sizes.tag = tags.shape[1] / sizes.joints;
-  }
-  expect(sizes.tag >= 1, "tags: expected at least one channel a joint");
-  return sizes;
-}
-
-void check_state(const State& state, const Sizes& sizes) {
-  const int64_t rows = sizes.images * sizes.people;
-  expect_contiguous(state.pixels, DType::i64, rows * sizes.joints, "pixels");
-  expect_contiguous(state.means, DType::f64, rows * sizes.tag, "means");
-  expect_contiguous(state.pushes, DType::f64, rows * sizes.tag, "pushes");
-}
 
 Place place_of(const Array& array, const Sizes& sizes, bool gathered) {
   Place place{{}, sizes.tag, array.shape[3], gathered};
