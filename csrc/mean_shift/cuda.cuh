@@ -73,10 +73,10 @@ struct Plan {
   }
 
   void take(Workspace* workspace, const Images& images, int64_t channels, bool classified,
-            int64_t capacity) {
+            int64_t capacity, int64_t most_sums) {
+    work.exchange.take(workspace, groups, most_sums);  // first: a test counts who arrived
     work.tiles.take(workspace, images, channels, classified);
     work.clusters.take(workspace, images, channels, capacity);
-    work.exchange.take(workspace, groups, channels);
     invalid = workspace->take<int64_t>(1);
   }
 
@@ -91,13 +91,22 @@ struct PeelPlan : Plan<PeelWork<test_t<T>>> {
   static auto kernel() { return peel_kernel<T, test_t<T>>; }
 
   PeelPlan(void* base, const Images& images, int64_t channels, bool classified, int64_t capacity) {
-    this->shared = this->template padded<double>(kWarps * channels) +
-                   3 * this->template padded<double>(channels) +
-                   this->template padded<test_t<T>>(channels);
+    auto& work = this->work;
+    // As many seeds at a time as the device has room for, beside less than 1 KB of constant size.
+    for (work.seeds = kSeeds;; work.seeds /= 2) {
+      const int64_t sums = work.sums(channels), centers = work.seeds * channels;
+      this->shared =
+          this->template padded<double>(kWarps * sums) + this->template padded<double>(sums) +
+          2 * this->template padded<double>(centers) + this->template padded<test_t<T>>(centers) +
+          this->template padded<Certain<test_t<T>>>(work.seeds);
+      if (work.seeds == 1 || this->shared + 1024 <= device_info().shared) break;
+    }
     this->share(kernel(), images, channels,
                 parts_of(images.offsets ? images.total : images.pixels));
     Workspace workspace(base);
-    this->take(&workspace, images, channels, classified, capacity);
+    this->take(&workspace, images, channels, classified, capacity, work.sums(channels));
+    work.visited = workspace.take<uint32_t>(work.seeds * work.tiles.row);
+    work.leaders = workspace.take<int32_t>((work.tiles.row / kChunk + images.images) * kLeaders);
     this->bytes = workspace.used();
   }
 };
@@ -113,7 +122,7 @@ struct AllPlan : Plan<AllWork<test_t<T>>> {
     const int64_t pixels = images.offsets ? images.total : images.pixels;
     this->share(kernel(), images, channels, (pixels + kWarps - 1) / kWarps);
     Workspace workspace(base);
-    this->take(&workspace, images, channels, classified, capacity);
+    this->take(&workspace, images, channels, classified, capacity, channels);
     this->work.modes.take(&workspace, images, channels);
     this->bytes = workspace.used();
   }

@@ -32,12 +32,12 @@ struct Output {
 // Memory of the groups.
 struct Exchange {
   unsigned long long* arrived = nullptr;  // a group
-  double* sums = nullptr;                 // (groups, 2, channels, kParts)
+  double* sums = nullptr;                 // (groups, 2, sums of a pass, kParts)
   int64_t* numbers = nullptr;             // (groups, 2, 3, kParts): count, class and pixel
 
-  void take(Workspace* workspace, int64_t groups, int64_t channels) {
+  void take(Workspace* workspace, int64_t groups, int64_t most_sums) {
     arrived = workspace->take<unsigned long long>(groups);
-    sums = workspace->take<double>(groups * 2 * channels * kParts);
+    sums = workspace->take<double>(groups * 2 * most_sums * kParts);
     numbers = workspace->take<int64_t>(groups * 2 * 3 * kParts);
   }
 };
@@ -75,19 +75,19 @@ class Group {
  public:
   // Shared memory of a block: what all its warps found, before it is a part's.
   struct Shared {
-    SharedPtr<double> warp_sums;  // (kWarps, channels)
-    SharedPtr<double> total;      // channels
+    SharedPtr<double> warp_sums;  // (kWarps, sums of a pass)
+    SharedPtr<double> total;      // sums of a pass
     SharedPtr<int64_t> numbers;   // (3, kWarps), then the result's 3
   };
   static constexpr int kNumbers = 3 * kWarps + 3;
 
-  __device__ Group(const Exchange& exchange, const Shared& shared, int channels, int blocks)
+  __device__ Group(const Exchange& exchange, const Shared& shared, int most_sums, int blocks)
       : block(static_cast<int>(blockIdx.x) % blocks),
         blocks(blocks),
         index(static_cast<int>(blockIdx.x) / blocks),
         exchange_(exchange),
         shared_(shared),
-        channels_(channels) {}
+        most_sums_(most_sums) {}
 
   // For the image that comes next.
   __device__ void begin(int64_t tiles, int64_t pixels) {
@@ -96,19 +96,19 @@ class Group {
   }
 
   // visit(first tile, the warp's sum, &count, &first) for each chunk of the block, by a warp, whose
-  // lanes count what is theirs. Then the sums (if `with_sums`), the count and the first point of
-  // the image are known to all blocks, by total(), count() and first().
+  // lanes count what is theirs. Then the image's `n` sums (if `with_sums`), the count and the first
+  // point are known to all blocks, by total(), count() and first().
   template <bool with_sums, class Visit>
-  __device__ void pass(Visit&& visit) {
+  __device__ void pass(Visit&& visit, int n = 0) {
     const int tid = static_cast<int>(threadIdx.x);
     const int lane = lane_of_thread(), warp = warp_of_thread();
-    const SharedPtr<double> own = shared_.warp_sums + warp * channels_;
+    const SharedPtr<double> own = shared_.warp_sums + warp * n;
     const int64_t place = 2 * index + phase_;
-    double* const sums = exchange_.sums + place * channels_ * kParts;
+    double* const sums = exchange_.sums + place * most_sums_ * kParts;
     int64_t* const numbers = exchange_.numbers + place * 3 * kParts;
     for (int part = block; part < parts_; part += blocks) {
       if (with_sums) {
-        for (int d = lane; d < channels_; d += kWarp) own[d] = 0.0;
+        for (int d = lane; d < n; d += kWarp) own[d] = 0.0;
         __syncwarp();
       }
       int count = 0;
@@ -117,7 +117,7 @@ class Group {
         visit(int64_t{c} * kChunk, own, &count, &first);
       }
       count = reduce_warp(count, Sum{});
-      if (!with_sums) first = reduce_warp(first);
+      first = reduce_warp(first);
       if (lane == 0) {
         shared_.numbers[warp] = int64_t{count};
         shared_.numbers[kWarps + warp] = first.label_class;
@@ -125,9 +125,9 @@ class Group {
       }
       __syncthreads();
       if (with_sums) {
-        for (int d = tid; d < channels_; d += kThreads) {
+        for (int d = tid; d < n; d += kThreads) {
           double sum = 0;
-          for (int w = 0; w < kWarps; ++w) sum += shared_.warp_sums[w * channels_ + d];
+          for (int w = 0; w < kWarps; ++w) sum += shared_.warp_sums[w * n + d];
           sums[d * kParts + part] = sum;
         }
       }
@@ -146,7 +146,7 @@ class Group {
     }
     wait();
     if (with_sums) {
-      for (int d = warp; d < channels_; d += kWarps) {
+      for (int d = warp; d < n; d += kWarps) {
         double sum = 0;
         for (int part = lane; part < parts_; part += kWarp) sum += sums[d * kParts + part];
         sum = reduce_warp(sum, Sum{});
@@ -245,7 +245,7 @@ class Group {
   GroupBarrier barrier_;
   const Exchange& exchange_;
   Shared shared_;
-  int channels_;
+  int most_sums_;
   int chunks_ = 0;
   int parts_ = 1;
   int phase_ = 0;

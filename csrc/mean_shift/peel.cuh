@@ -1,53 +1,89 @@
 // Peeling on the device: one kernel, in which the blocks of an image wait for each other after each
-// pass over its tiles.
+// pass over its tiles. A pass reads the boxes of the tiles, from the L2, and the points of tiles
+// that a sphere cuts.
 //
-// Three passes a cluster, if its first shift ends at the mode as in a trained embedding: two shifts
-// and the claim, which also finds the next seed. A pass reads the boxes of the tiles, from the L2,
-// and the points of tiles that the sphere cuts.
+// Clusters are found one after the other, each from the first point that those before left. A round
+// guesses the seeds of several, moves their balls side by side, and proves in one more pass which
+// of them, from the first on, are what one after the other would have found:
+//   nobody before took a point that was a member in any of the ball's shifts, and
+//   nobody before left a point that comes before the ball's seed, or that seed would not be next.
+// Those are claimed. So the guess decides the speed alone, and the first ball always holds. Sums do
+// not depend on who else is active (add_members()), so that the bits are the same, however many
+// seeds a round has.
+//
+// A round is two shifts where they end at modes as in a trained embedding, the proof, and the
+// claim, in which each chunk also names the next seeds, for the round after. A round of one seed
+// needs no proof.
 #pragma once
 
 #include "mean_shift/instances.cuh"
 
 namespace instembed::mean_shift::device {
 
+constexpr int kSeeds = 8;       // of a round, at most
+constexpr int kLeaders = 8;     // seeds that a chunk names, at most
+constexpr int kWorthwhile = 4;  // seeds of a round that cost as much one after the other
+constexpr int kLongPause = 63;  // rounds of one seed, after rounds that were not worthwhile
+
 template <class S>
 struct PeelWork {
   Tiles<S> tiles;
   Clusters clusters;
   Exchange exchange;
+  uint32_t* visited = nullptr;  // (seeds, row of tiles): members in any shift of the round
+  int32_t* leaders = nullptr;   // (chunks of all images, kLeaders): pixels, or -1
+  int seeds = 1;                // of a round, at most
+
+  // Of a pass, at most.
+  __host__ __device__ int64_t sums(int64_t channels) const { return seeds * (channels + 1); }
 };
 
 template <class T, class S>
 class Peeler {
  public:
+  // A row for each ball. What is the same for all threads is here for the registers' sake.
   struct Shared {
     SharedPtr<double> center, next;
     SharedPtr<S> rounded;
-    SharedPtr<int64_t>
-        seed;  // class and pixel, like all here in shared memory for the registers' sake
+    SharedPtr<Certain<S>> certain;
+    SharedPtr<int64_t> seed;   // pixel
+    SharedPtr<int32_t> steps;  // shifts
+    SharedPtr<int32_t> moving, finite;
+    SharedPtr<int32_t> lowest;       // of each warp
+    SharedPtr<int64_t> label_class;  // of the round
   };
 
-  __device__ Peeler(const Cloud<T, S>& cloud, const Rules& rules, const Shared& shared,
-                    Group* group, Instances<T, S>* instances)
-      : cloud_(cloud), rules_(rules), shared_(shared), group_(*group), instances_(*instances) {
-    ball_.center = shared.center;
-    ball_.rounded = shared.rounded;
-  }
+  __device__ Peeler(const Cloud<T, S>& cloud, const Rules& rules, const PeelWork<S>& work,
+                    const Shared& shared, Group* group, Instances<T, S>* instances)
+      : cloud_(cloud),
+        rules_(rules),
+        work_(work),
+        shared_(shared),
+        group_(*group),
+        instances_(*instances) {}
 
   __device__ void run() {
     find_tiles(cloud_, &group_);
     while (!group_.first().none() && !instances_.overflow()) {
-      climb();
-      const int32_t owner = instances_.owners + 1;
-      int64_t claimed = 0;
-      if (finite_) {
-        claim(owner, false);
-        claimed = group_.count();
+      const int balls = choose();
+      climb(balls);
+      const int sure = balls > 1 ? prove(balls) : 1;
+      if (balls > 1) {
+        pause_ = sure == balls || sure >= kWorthwhile ? 0 : min(2 * pause_ + 1, kLongPause);
+        rest_ = pause_;
+      } else if (rest_ > 0) {
+        --rest_;
       }
-      const bool keep = claimed > 0 && claimed >= rules_.min_size;
+      claim(sure, false);
       // Rounding or overflow put the centre out of reach of every point: the seed is given up.
-      if (claimed == 0) claim(owner, true);
-      instances_.add(group_.block == 0, keep, claimed, seed_class(), shared_.center);
+      const bool lost = group_.total(0) == 0;
+      if (lost) claim(1, true);
+      for (int k = 0; k < sure && !instances_.overflow(); ++k) {
+        const auto claimed = static_cast<int64_t>(group_.total(k));
+        if (shared_.steps[k] > longest_) longest_ = shared_.steps[k];
+        instances_.add(group_.block == 0, !lost && claimed >= rules_.min_size, claimed,
+                       shared_.label_class[0], shared_.center + k * cloud_.channels);
+      }
     }
     if (group_.block == 0 && threadIdx.x == 0) {
       instances_.out.iterations[instances_.image] = longest_;
@@ -55,117 +91,285 @@ class Peeler {
   }
 
  private:
-  // The centre is `value(d)`.
-  template <class Value>
-  __device__ void move_to(Value&& value) {
+  __device__ DeviceBall<S> ball(int k) const {
+    return {shared_.center + k * cloud_.channels, shared_.rounded + k * cloud_.channels,
+            shared_.certain[k], rules_.bandwidth * rules_.bandwidth};
+  }
+  __device__ uint32_t& visited(int k, int64_t tile) const {
+    return work_.visited[k * work_.tiles.row + cloud_.first + tile];
+  }
+  __device__ int32_t* leaders(int64_t chunk) const {
+    return work_.leaders + (cloud_.first / kChunk + instances_.image + chunk) * kLeaders;
+  }
+  // The points of the round's class in the tile that the lane has.
+  __device__ uint32_t asked(const Left& left) const {
+    return left.label_class == shared_.label_class[0] ? left.active : 0;
+  }
+  // Adds the number of bits that the lanes of a warp have.
+  __device__ static void tally(uint32_t bits, SharedPtr<double> sum, int i) {
+    if (!__any_sync(kAllLanes, bits != 0)) return;
+    const int count = reduce_warp(__popc(bits), Sum{});
+    if (lane_of_thread() == 0) sum[i] += count;
+  }
+
+  // The seeds of the next round: the first point that nobody owns, and of those that the chunks
+  // name the first ones that are farther than the bandwidth from all before. Returns how many.
+  __device__ int choose() {
+    const First first = group_.first();
+    __syncthreads();  // the round before has been read
+    if (threadIdx.x == 0) shared_.label_class[0] = first.label_class;
+    put_seed(0, first.pixel);
+    int balls = 1;
+    if (!named_) return balls;
+    const int64_t end = (cloud_.tiles() + kChunk - 1) / kChunk * kLeaders;
+    for (int64_t from = first.pixel / (kTile * kChunk) * kLeaders;
+         from < end && balls < work_.seeds; from += kThreads) {
+      const int64_t at = from + threadIdx.x;
+      const int32_t own = at < end ? leaders(0)[at] : -1;
+      bool open = own >= 0 &&
+                  (!cloud_.classified() || cloud_.label_class(own / kTile) == first.label_class);
+      for (int compared = 0; balls < work_.seeds;) {
+        for (; open && compared < balls; ++compared) {
+          open = squared_distance(cloud_.point(own), cloud_.channel(),
+                                  shared_.center + compared * cloud_.channels,
+                                  cloud_.channels) > rules_.bandwidth * rules_.bandwidth;
+        }
+        const int next = first_thread(open);
+        if (next == kThreads) break;
+        put_seed(balls++, leaders(0)[from + next]);
+      }
+    }
+    return balls;
+  }
+
+  __device__ void put_seed(int k, int64_t pixel) {
+    const T* point = cloud_.point(pixel);
     for (int d = static_cast<int>(threadIdx.x); d < cloud_.channels; d += kThreads) {
-      const double c = value(d);
-      shared_.center[d] = c;
-      shared_.rounded[d] = static_cast<S>(c);
+      shared_.center[k * cloud_.channels + d] = static_cast<double>(point[d * cloud_.channel()]);
+    }
+    if (threadIdx.x == 0) shared_.seed[k] = pixel;
+    __syncthreads();
+  }
+
+  // The first thread of the block that says yes; kThreads if none does.
+  __device__ int first_thread(bool yes) {
+    const uint32_t votes = __ballot_sync(kAllLanes, yes);
+    if (lane_of_thread() == 0) {
+      shared_.lowest[warp_of_thread()] =
+          votes ? static_cast<int32_t>(threadIdx.x) + __ffs(static_cast<int>(votes)) - 1 : kThreads;
     }
     __syncthreads();
-    finite_ = ball_.prepare(rules_.bandwidth, cloud_.channels);
+    int32_t lowest = kThreads;
+    for (int w = 0; w < kWarps; ++w) lowest = min(lowest, static_cast<int32_t>(shared_.lowest[w]));
+    __syncthreads();
+    return lowest;
   }
 
-  __device__ int64_t seed_class() const { return shared_.seed[0]; }
-  __device__ int64_t seed_pixel() const { return shared_.seed[1]; }
-
-  // Moves the ball from the first point that nobody owns to the mode above.
-  __device__ void climb() {
-    const First seed = group_.first();
-    __syncthreads();  // the seed before has been read
-    if (threadIdx.x == 0) {
-      shared_.seed[0] = seed.label_class;
-      shared_.seed[1] = seed.pixel;
+  // Moves the balls from their seeds to the modes above.
+  __device__ void climb(int balls) {
+    const int tid = static_cast<int>(threadIdx.x), channels = cloud_.channels;
+    if (tid < balls) {
+      shared_.steps[tid] = 0;
+      settle(tid);
+      shared_.moving[tid] = 1;  // all points are finite
     }
-    const T* point = cloud_.point(seed.pixel);
-    move_to([&](int d) { return static_cast<double>(point[d * cloud_.channel()]); });
-    for (int32_t step = 0; step < rules_.max_iter && finite_; ++step) {
-      group_.template pass<true>([&](int64_t from, SharedPtr<double> sum, int* count, First*) {
-        const Members members = find_members(cloud_, from, seed_class(), ball_);
-        if (!__any_sync(kAllLanes, members.inside != 0)) return;
-        *count += __popc(members.inside);
-        add_members(cloud_, from, members, sum);
-      });
-      const int64_t count = group_.count();
-      if (count == 0) return;
-      for (int d = static_cast<int>(threadIdx.x); d < cloud_.channels; d += kThreads) {
-        shared_.next[d] = group_.total(d) / static_cast<double>(count);
+    __syncthreads();
+    for (int32_t step = 0; step < rules_.max_iter && any_moving(balls); ++step) {
+      group_.template pass<true>(
+          [&](int64_t from, SharedPtr<double> sum, int*, First*) {
+            const uint32_t points = asked(left_of(cloud_, from));
+            if (!__any_sync(kAllLanes, points != 0)) return;
+            for (int k = 0; k < balls; ++k) {
+              if (!shared_.moving[k]) continue;
+              const Members members = members_among(cloud_, from, points, ball(k));
+              if (balls > 1 && points != 0) {
+                uint32_t& seen = visited(k, from + lane_of_thread());
+                seen = step == 0 ? members.inside : seen | members.inside;
+              }
+              if (!__any_sync(kAllLanes, members.inside != 0)) continue;
+              add_members(cloud_, from, members, sum + k * (channels + 1));
+              tally(members.inside, sum, k * (channels + 1) + channels);
+            }
+          },
+          balls * (channels + 1));
+      for (int i = tid; i < balls * channels; i += kThreads) {
+        const int k = i / channels;
+        const double count = group_.total(k * (channels + 1) + channels);
+        if (count > 0) shared_.next[i] = group_.total(i + k) / count;
       }
       __syncthreads();
-      double moved = 0;
-      for (int d = 0; d < cloud_.channels; ++d) {
-        const double by = static_cast<double>(shared_.next[d]) - shared_.center[d];
-        moved += by * by;
+      if (tid < balls && shared_.moving[tid]) {
+        const bool found = group_.total(tid * (channels + 1) + channels) > 0;
+        shared_.moving[tid] = found && shift(tid, step) ? 1 : 0;
       }
-      __syncthreads();  // the centre has been read
-      if (step + 1 > longest_) longest_ = step + 1;
-      move_to([&](int d) -> double { return shared_.next[d]; });
-      if (sqrt(moved) <= rules_.tol * rules_.bandwidth) return;
+      __syncthreads();
     }
   }
 
-  // Gives all active points of the seed's class in the ball to `owner`, or the seed alone; finds
-  // how many those are, and the first point that is left.
-  __device__ void claim(int32_t owner, bool seed_alone) {
-    const int lane = lane_of_thread();
-    group_.template pass<false>([&](int64_t from, SharedPtr<double>, int* count, First* first) {
-      const Members members = seed_alone ? one_member(from, seed_pixel())
-                                         : find_members(cloud_, from, seed_class(), ball_);
-      Left left{members.active, members.label_class};
-      *count += __popc(members.inside);
-      for (uint32_t bits = __ballot_sync(kAllLanes, members.inside != 0); bits; bits &= bits - 1) {
-        const int k = __ffs(static_cast<int>(bits)) - 1;
-        const int64_t tile = from + k;
-        const uint32_t inside = __shfl_sync(kAllLanes, members.inside, k);
-        const uint32_t active = __shfl_sync(kAllLanes, members.active, k);
-        if (inside >> lane & 1) instances_.give(tile * kTile + lane, owner);
-        const uint32_t later = cloud_.classified() ? cloud_.later(tile) : 0;
-        const Left now = describe(cloud_, tile, active & ~inside, later, seed_class());
-        if (lane == k) left = now;
-      }
-      meet_first(from + lane, left, first);
-    });
+  __device__ bool any_moving(int balls) const {
+    for (int k = 0; k < balls; ++k) {
+      if (shared_.moving[k]) return true;
+    }
+    return false;
   }
 
-  __device__ Members one_member(int64_t from, int64_t pixel) const {
-    const int64_t tile = from + lane_of_thread();
-    Members members;
-    if (tile >= cloud_.tiles()) return members;
-    members.active = cloud_.active(tile);
-    members.label_class = cloud_.classified() ? cloud_.label_class(tile) : 1;
-    if (tile == pixel / kTile) members.inside = 1u << (pixel % kTile);
-    return members;
+  // Prepares ball k, about a centre that is given, by one thread.
+  __device__ void settle(int k) {
+    for (int d = k * cloud_.channels; d < (k + 1) * cloud_.channels; ++d) {
+      shared_.rounded[d] = static_cast<S>(static_cast<double>(shared_.center[d]));
+    }
+    DeviceBall<S> now;
+    now.center = shared_.center + k * cloud_.channels;
+    now.rounded = shared_.rounded + k * cloud_.channels;
+    shared_.finite[k] = now.prepare(rules_.bandwidth, cloud_.channels) ? 1 : 0;
+    shared_.certain[k] = now.certain;
+  }
+
+  // Moves ball k to the mean of its members, by one thread. Whether it moves on.
+  __device__ bool shift(int k, int32_t step) {
+    double moved = 0;
+    for (int d = k * cloud_.channels; d < (k + 1) * cloud_.channels; ++d) {
+      const double center = shared_.next[d], by = center - shared_.center[d];
+      moved += by * by;
+      shared_.center[d] = center;
+    }
+    shared_.steps[k] = step + 1;
+    settle(k);
+    return shared_.finite[k] && !(sqrt(moved) <= rules_.tol * rules_.bandwidth);
+  }
+
+  // Returns how many balls, from the first on, claim what they would one after the other.
+  __device__ int prove(int balls) {
+    group_.template pass<true>(
+        [&](int64_t from, SharedPtr<double> sum, int*, First*) {
+          const uint32_t points = asked(left_of(cloud_, from));
+          if (!__any_sync(kAllLanes, points != 0)) return;
+          const int64_t tile = from + lane_of_thread();
+          uint32_t open = points;  // that no ball before has
+          for (int k = 0; k < balls; ++k) {
+            if (!shared_.finite[k]) continue;
+            const int64_t seed = shared_.seed[k] - tile * kTile;
+            const uint32_t early = seed >= kTile ? ~0u : seed > 0 ? (1u << seed) - 1 : 0u;
+            const uint32_t taken = points & ~open;
+            uint32_t against = open & early;
+            if (taken != 0) against |= taken & visited(k, tile);
+            tally(against, sum, 2 * k);
+            const uint32_t inside = members_among(cloud_, from, open, ball(k)).inside;
+            tally(inside, sum, 2 * k + 1);
+            open &= ~inside;
+          }
+        },
+        2 * balls);
+    int sure = 1;
+    while (sure < balls && group_.total(2 * sure) == 0 && group_.total(2 * sure + 1) > 0) ++sure;
+    return sure;
+  }
+
+  // Gives the active points of the round's class in each ball to the next owners, or the first seed
+  // alone; finds how many those are, and the first point that is left.
+  __device__ void claim(int balls, bool seed_alone) {
+    const int lane = lane_of_thread();
+    named_ = rest_ == 0;
+    group_.template pass<true>(
+        [&](int64_t from, SharedPtr<double> sum, int*, First* first) {
+          Left left = left_of(cloud_, from);
+          const uint32_t points = asked(left);
+          uint32_t open = points;
+          for (int k = 0; k < balls; ++k) {
+            if (!__any_sync(kAllLanes, open != 0)) break;
+            uint32_t inside = 0;
+            if (seed_alone) {
+              const int64_t seed = shared_.seed[k] - (from + lane) * kTile;
+              if (seed >= 0 && seed < kTile) inside = 1u << seed;
+            } else if (shared_.finite[k]) {
+              inside = members_among(cloud_, from, open, ball(k)).inside;
+            }
+            tally(inside, sum, k);
+            for (uint32_t bits = __ballot_sync(kAllLanes, inside != 0); bits; bits &= bits - 1) {
+              const int tile = __ffs(static_cast<int>(bits)) - 1;
+              if (__shfl_sync(kAllLanes, inside, tile) >> lane & 1) {
+                instances_.give((from + tile) * kTile + lane, instances_.owners + 1 + k);
+              }
+            }
+            open &= ~inside;
+          }
+          for (uint32_t bits = __ballot_sync(kAllLanes, open != points); bits; bits &= bits - 1) {
+            const int k = __ffs(static_cast<int>(bits)) - 1;
+            const uint32_t active = __shfl_sync(kAllLanes, open, k);
+            const uint32_t later = cloud_.classified() ? cloud_.later(from + k) : 0;
+            const Left now = describe(cloud_, from + k, active, later, shared_.label_class[0]);
+            if (lane == k) left = now;
+          }
+          meet_first(from + lane, left, first);
+          if (named_) name_leaders(from, left);
+        },
+        balls);
+  }
+
+  // The seeds that a chunk names: the first point of its lowest class, and the first ones that are
+  // farther than the bandwidth from all before.
+  __device__ void name_leaders(int64_t from, const Left& left) {
+    const int lane = lane_of_thread();
+    const int64_t lowest =
+        reduce_warp(left.active != 0 ? left.label_class : int64_t{INT64_MAX}, Least{});
+    uint32_t open = left.label_class == lowest ? left.active : 0;
+    int32_t own = -1;
+    __syncwarp();  // the boxes are described
+    for (int r = 0; r < kLeaders; ++r) {
+      const uint32_t tiles = __ballot_sync(kAllLanes, open != 0);
+      if (tiles == 0) break;
+      const int tile = __ffs(static_cast<int>(tiles)) - 1;
+      const uint32_t points = __shfl_sync(kAllLanes, open, tile);
+      const int64_t leader = (from + tile) * kTile + __ffs(static_cast<int>(points)) - 1;
+      if (lane == r) own = static_cast<int32_t>(leader);
+      const PointBall<T, S> near(cloud_, leader, rules_.bandwidth);
+      open &= ~members_among(cloud_, from, open, near).inside;
+    }
+    if (lane < kLeaders) leaders(from / kChunk)[lane] = own;
   }
 
   const Cloud<T, S>& cloud_;
   const Rules& rules_;
+  const PeelWork<S>& work_;
   Shared shared_;
   Group& group_;
   Instances<T, S>& instances_;
-  DeviceBall<S> ball_;
-  bool finite_ = true;
+  bool named_ = false;  // the chunks have named seeds
+  int rest_ = 0, pause_ = 0;
   int32_t longest_ = 0;  // shifts of one trajectory
 };
 
 template <class T, class S>
 __global__ void __launch_bounds__(kThreads)
     peel_kernel(Input<T> input, PeelWork<S> work, Output out, Rules rules, int blocks) {
-  INSTEMBED_SHARED(int64_t, numbers, Group::kNumbers + 2);
+  INSTEMBED_SHARED(int64_t, numbers, Group::kNumbers);
+  INSTEMBED_SHARED(int64_t, seed, kSeeds);
+  INSTEMBED_SHARED(int32_t, steps, kSeeds);
+  INSTEMBED_SHARED(int32_t, moving, kSeeds);
+  INSTEMBED_SHARED(int32_t, finite, kSeeds);
+  INSTEMBED_SHARED(int32_t, lowest, kWarps);
+  INSTEMBED_SHARED(int64_t, label_class, 1);
   DynamicShared shared;
-  const int channels = input.channels;
-  const Group::Shared of_group{shared.take<double>(kWarps * channels),
-                               shared.take<double>(channels), numbers};
-  const typename Peeler<T, S>::Shared of_peeler{
-      shared.take<double>(channels), shared.take<double>(channels), shared.take<S>(channels),
-      numbers + Group::kNumbers};
-  Group group(work.exchange, of_group, channels, blocks);
+  const int channels = input.channels, sums = static_cast<int>(work.sums(channels));
+  const Group::Shared of_group{shared.take<double>(kWarps * sums), shared.take<double>(sums),
+                               numbers};
+  const typename Peeler<T, S>::Shared of_peeler{shared.take<double>(work.seeds * channels),
+                                                shared.take<double>(work.seeds * channels),
+                                                shared.take<S>(work.seeds * channels),
+                                                shared.take<Certain<S>>(work.seeds),
+                                                seed,
+                                                steps,
+                                                moving,
+                                                finite,
+                                                lowest,
+                                                label_class};
+  Group group(work.exchange, of_group, sums, blocks);
   const int64_t groups = gridDim.x / blocks;
   for (int64_t image = group.index; image < input.images.images; image += groups) {
     const Cloud<T, S> cloud(input, work.tiles, image);
     Instances<T, S> instances{cloud, work.clusters, out, image};
     group.begin(cloud.tiles(), cloud.pixels);
-    Peeler<T, S>(cloud, rules, of_peeler, &group, &instances).run();
+    Peeler<T, S>(cloud, rules, work, of_peeler, &group, &instances).run();
     instances.finish(&group, false, rules.nearest, input.images.invalid);
   }
 }

@@ -242,6 +242,18 @@ __device__ __forceinline__ Left find_points(const Cloud<T, S>& cloud, int64_t ti
                             : describe(cloud, tile, points, 0u, int64_t{1});
 }
 
+template <class S>
+__device__ __forceinline__ Certain<S> certain_of(int channels, double bandwidth, double error2) {
+  Certain<S> certain = Certain<S>::of(channels, bandwidth, error2);
+  if constexpr (sizeof(S) == sizeof(float)) {
+    if (!fits_float(bandwidth)) {  // no test in float is certain
+      certain.inner2 = S(-1);
+      certain.outer2 = static_cast<S>(INFINITY);
+    }
+  }
+  return certain;
+}
+
 // |x - center| <= bandwidth. `center` and `rounded` (to S) are shared by those who ask.
 template <class S>
 struct DeviceBall {
@@ -261,23 +273,35 @@ struct DeviceBall {
       const double e = c - static_cast<double>(rounded[d]);
       error2 += e * e;
     }
-    certain = Certain<S>::of(channels, bandwidth, error2);
-    if constexpr (sizeof(S) == sizeof(float)) {
-      if (!fits_float(bandwidth)) {  // no test in float is certain
-        certain.inner2 = S(-1);
-        certain.outer2 = static_cast<S>(INFINITY);
-      }
-    }
+    certain = certain_of<S>(channels, bandwidth, error2);
     return finite;
   }
+};
+
+// A ball about a point of the cloud itself, which is looked up where it lies.
+template <class T, class S>
+struct PointBall {
+  struct Center {
+    const T* point;
+    int64_t stride;
+    __device__ S operator[](int d) const { return static_cast<S>(point[d * stride]); }
+  };
+  Center center, rounded;
+  Certain<S> certain;
+  double bandwidth2;
+
+  __device__ PointBall(const Cloud<T, S>& cloud, int64_t i, double bandwidth)
+      : center{cloud.point(i), cloud.channel()},
+        rounded(center),
+        certain(certain_of<S>(cloud.channels, bandwidth, 0.0)),
+        bandwidth2(bandwidth * bandwidth) {}
 };
 
 enum class Side { outside, inside, cut };
 
 // The nearest and the farthest point of a box are tested as points: rounding can only agree.
-template <class T, class S>
-__device__ __forceinline__ Side side_of(const Cloud<T, S>& cloud, int64_t tile,
-                                        const DeviceBall<S>& ball) {
+template <class T, class S, class Ball>
+__device__ __forceinline__ Side side_of(const Cloud<T, S>& cloud, int64_t tile, const Ball& ball) {
   S near2 = 0, far2 = 0;
 #pragma unroll 4
   for (int d = 0; d < cloud.channels; ++d) {
@@ -292,9 +316,8 @@ __device__ __forceinline__ Side side_of(const Cloud<T, S>& cloud, int64_t tile,
   return far2 <= ball.certain.inner2 ? Side::inside : Side::cut;
 }
 
-template <class T, class S>
-__device__ __forceinline__ bool is_member(const Cloud<T, S>& cloud, int64_t i,
-                                          const DeviceBall<S>& ball) {
+template <class T, class S, class Ball>
+__device__ __forceinline__ bool is_member(const Cloud<T, S>& cloud, int64_t i, const Ball& ball) {
   const T* point = cloud.point(i);
   S squared = 0;
 #pragma unroll 4
@@ -307,50 +330,63 @@ __device__ __forceinline__ bool is_member(const Cloud<T, S>& cloud, int64_t i,
   return squared_distance(point, cloud.channel(), ball.center, cloud.channels) <= ball.bandwidth2;
 }
 
-// A chunk, as the lane sees it whose tile is `tile`.
+// What is left of the tile that a lane has in the chunk from `first` on.
+template <class T, class S>
+__device__ __forceinline__ Left left_of(const Cloud<T, S>& cloud, int64_t first) {
+  const int64_t tile = first + lane_of_thread();
+  if (tile >= cloud.tiles()) return {};
+  return {cloud.active(tile), cloud.classified() ? cloud.label_class(tile) : 1};
+}
+
+// Points of a chunk in a ball, as the lane sees it whose tile it is.
 struct Members {
-  uint32_t active = 0;  // of the tile, if it is of the class that is asked for
-  uint32_t inside = 0;  // those in the ball
-  bool whole = false;   // the ball has all of them, and the tile's sum is theirs
-  int64_t label_class = 0;
+  uint32_t inside = 0;
+  bool whole = false;  // the ball has the tile's box
 };
 
-// The active points of a class in a ball, in the 32 tiles from `first` on, by a warp.
-template <class T, class S>
-__device__ __forceinline__ Members find_members(const Cloud<T, S>& cloud, int64_t first,
-                                                int64_t label_class, const DeviceBall<S>& ball) {
+// Which of a chunk's active points, those that each lane asks about in its tile, are in a ball, by
+// a warp.
+template <class T, class S, class Ball>
+__device__ __forceinline__ Members members_among(const Cloud<T, S>& cloud, int64_t first,
+                                                 uint32_t asked, const Ball& ball) {
   const int lane = lane_of_thread();
-  const int64_t tile = first + lane;
   Members members;
   bool cut = false;
-  if (tile < cloud.tiles()) {
-    members.active = cloud.active(tile);
-    members.label_class = cloud.classified() ? cloud.label_class(tile) : 1;
-    if (members.active != 0 && members.label_class == label_class) {
-      const Side side = side_of(cloud, tile, ball);
-      members.whole = side == Side::inside;
-      members.inside = members.whole ? members.active : 0;
-      cut = side == Side::cut;
-    }
+  if (asked != 0) {
+    const Side side = side_of(cloud, first + lane, ball);
+    members.whole = side == Side::inside;
+    members.inside = members.whole ? asked : 0;
+    cut = side == Side::cut;
   }
   for (uint32_t bits = __ballot_sync(kAllLanes, cut); bits; bits &= bits - 1) {
     const int k = __ffs(static_cast<int>(bits)) - 1;
-    const uint32_t active = __shfl_sync(kAllLanes, members.active, k);
-    const bool hit = (active >> lane & 1) && is_member(cloud, (first + k) * kTile + lane, ball);
+    const uint32_t asked_there = __shfl_sync(kAllLanes, asked, k);
+    const bool hit =
+        (asked_there >> lane & 1) && is_member(cloud, (first + k) * kTile + lane, ball);
     const uint32_t inside = __ballot_sync(kAllLanes, hit);
     if (lane == k) members.inside = inside;
   }
   return members;
 }
 
-// Adds the members of a chunk, channel d to sum[d], by a warp that alone has that sum.
+// The active points of a class in a ball, in the 32 tiles from `first` on, by a warp.
+template <class T, class S>
+__device__ __forceinline__ Members find_members(const Cloud<T, S>& cloud, int64_t first,
+                                                int64_t label_class, const DeviceBall<S>& ball) {
+  const Left left = left_of(cloud, first);
+  return members_among(cloud, first, left.label_class == label_class ? left.active : 0, ball);
+}
+
+// Adds the members of a chunk, of all that are active, channel d to sum[d], by a warp that alone
+// has that sum. The members of a tile are added like its points were (describe()): the bits depend
+// on who is a member, and not on how that was found, nor on who else is still active.
 template <class T, class S>
 __device__ __forceinline__ void add_members(const Cloud<T, S>& cloud, int64_t first,
                                             const Members& members, SharedPtr<double> sum) {
   const int lane = lane_of_thread();
   const uint32_t partly = __ballot_sync(kAllLanes, members.inside != 0 && !members.whole);
   for (int from = 0; from < cloud.channels; from += kGroup) {
-    double values[kGroup];
+    double values[kGroup];  // of the lane's tile
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) {
       values[k] =
@@ -358,15 +394,18 @@ __device__ __forceinline__ void add_members(const Cloud<T, S>& cloud, int64_t fi
     }
     for (uint32_t bits = partly; bits; bits &= bits - 1) {
       const int tile = __ffs(static_cast<int>(bits)) - 1;
-      const uint32_t inside = __shfl_sync(kAllLanes, members.inside, tile);
-      if (inside >> lane & 1) {
-        const T* point = cloud.point((first + tile) * kTile + lane);
+      const bool mine = __shfl_sync(kAllLanes, members.inside, tile) >> lane & 1;
+      const T* point = cloud.point((first + tile) * kTile + lane);
+      const double total = reduce_group<double>(
+          [&](int k) {
+            const bool there = mine && from + k < cloud.channels;
+            return there ? static_cast<double>(point[(from + k) * cloud.channel()]) : 0.0;
+          },
+          Sum{});
 #pragma unroll
-        for (int k = 0; k < kGroup; ++k) {
-          if (from + k < cloud.channels) {
-            values[k] += static_cast<double>(point[(from + k) * cloud.channel()]);
-          }
-        }
+      for (int k = 0; k < kGroup; ++k) {
+        const double channel = __shfl_sync(kAllLanes, total, 4 * k);
+        if (lane == tile) values[k] = channel;
       }
     }
     const double total = reduce_group<double>([&](int k) { return values[k]; }, Sum{});

@@ -47,8 +47,9 @@ inline Dim thread_index, block_index, block_dim, grid_dim;
 [[noreturn]] void fail(const std::string& what);
 
 struct Options {
-  uint64_t seed = 0;     // of the schedule
-  int64_t resident = 3;  // blocks that run side by side
+  uint64_t seed = 0;           // of the schedule
+  int64_t resident = 3;        // blocks that run side by side
+  int64_t shared = 64 * 1024;  // bytes that a block may have
 };
 inline Options options;
 
@@ -186,7 +187,7 @@ struct DeviceInfo {
 };
 
 // A small device, so that small images make several blocks and several groups of images.
-inline DeviceInfo device_info() { return {2, 1 << 16, 64 * 1024}; }
+inline DeviceInfo device_info() { return {2, 1 << 16, simulator::options.shared}; }
 inline int device_count() { return 0; }
 
 namespace simulator {
