@@ -97,8 +97,8 @@ class Group {
 
   // visit(first tile, the warp's sum, &count, &first) for each chunk of the block, by a warp, whose
   // lanes count what is theirs. Then the image's `n` sums (if `with_sums`), the count and the first
-  // point are known to all blocks, by total(), count() and first().
-  template <bool with_sums, class Visit>
+  // point (if `with_first`) are known to all blocks, by total(), count() and first().
+  template <bool with_sums, bool with_first = !with_sums, class Visit>
   __device__ void pass(Visit&& visit, int n = 0) {
     const int tid = static_cast<int>(threadIdx.x);
     const int lane = lane_of_thread(), warp = warp_of_thread();
@@ -117,7 +117,7 @@ class Group {
         visit(int64_t{c} * kChunk, own, &count, &first);
       }
       count = reduce_warp(count, Sum{});
-      first = reduce_warp(first);
+      if (with_first) first = reduce_warp(first);
       if (lane == 0) {
         shared_.numbers[warp] = int64_t{count};
         shared_.numbers[kWarps + warp] = first.label_class;
@@ -161,7 +161,7 @@ class Group {
         first.meet(numbers[kParts + part], numbers[2 * kParts + part]);
       }
       count = reduce_warp(count, Sum{});
-      first = reduce_warp(first);
+      if (with_first) first = reduce_warp(first);
       if (lane == 0) {
         shared_.numbers[3 * kWarps] = count;
         shared_.numbers[3 * kWarps + 1] = first.label_class;

@@ -270,7 +270,7 @@ class Peeler {
   __device__ void claim(int balls, bool seed_alone) {
     const int lane = lane_of_thread();
     named_ = rest_ == 0;
-    group_.template pass<true>(
+    group_.template pass<true, true>(
         [&](int64_t from, SharedPtr<double> sum, int*, First* first) {
           Left left = left_of(cloud_, from);
           const uint32_t points = asked(left);

@@ -378,19 +378,21 @@ __device__ __forceinline__ Members find_members(const Cloud<T, S>& cloud, int64_
 }
 
 // Adds the members of a chunk, of all that are active, channel d to sum[d], by a warp that alone
-// has that sum. The members of a tile are added like its points were (describe()): the bits depend
-// on who is a member, and not on how that was found, nor on who else is still active.
+// has that sum. The members of a tile are added like its points were (describe()), then tiles: the
+// bits depend on who is a member, not on how that was found, nor on who else is still active.
 template <class T, class S>
 __device__ __forceinline__ void add_members(const Cloud<T, S>& cloud, int64_t first,
                                             const Members& members, SharedPtr<double> sum) {
   const int lane = lane_of_thread();
+  const uint32_t whole = __ballot_sync(kAllLanes, members.whole);
   const uint32_t partly = __ballot_sync(kAllLanes, members.inside != 0 && !members.whole);
   for (int from = 0; from < cloud.channels; from += kGroup) {
-    double values[kGroup];  // of the lane's tile
+    const int d = from + lane / 4;
+    double values[kWarp / 4];  // of channel d: of every fourth tile, from tile lane % 4 on
 #pragma unroll
-    for (int k = 0; k < kGroup; ++k) {
-      values[k] =
-          members.whole && from + k < cloud.channels ? cloud.sum(from + k, first + lane) : 0.0;
+    for (int k = 0; k < kWarp / 4; ++k) {
+      const int tile = 4 * k + lane % 4;
+      values[k] = (whole >> tile & 1) && d < cloud.channels ? cloud.sum(d, first + tile) : 0.0;
     }
     for (uint32_t bits = partly; bits; bits &= bits - 1) {
       const int tile = __ffs(static_cast<int>(bits)) - 1;
@@ -403,13 +405,15 @@ __device__ __forceinline__ void add_members(const Cloud<T, S>& cloud, int64_t fi
           },
           Sum{});
 #pragma unroll
-      for (int k = 0; k < kGroup; ++k) {
-        const double channel = __shfl_sync(kAllLanes, total, 4 * k);
-        if (lane == tile) values[k] = channel;
+      for (int k = 0; k < kWarp / 4; ++k) {
+        if (tile == 4 * k + lane % 4) values[k] = total;
       }
     }
-    const double total = reduce_group<double>([&](int k) { return values[k]; }, Sum{});
-    const int d = from + lane / 4;
+    double total = 0;
+#pragma unroll
+    for (int k = 0; k < kWarp / 4; ++k) total += values[k];
+    total += __shfl_xor_sync(kAllLanes, total, 2);
+    total += __shfl_xor_sync(kAllLanes, total, 1);
     if (lane % 4 == 0 && d < cloud.channels) sum[d] += total;
   }
 }
