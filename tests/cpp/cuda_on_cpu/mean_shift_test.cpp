@@ -24,7 +24,8 @@ struct Case {
   double foreground = 1;           // of the pixels, where there is a mask
   DType mask_type = DType::i64;
   bool ragged = false;
-  int64_t spare = 2;  // capacity beyond the instances
+  std::function<int64_t(int64_t)> classes;  // of each pixel, instead
+  int64_t spare = 2;                        // capacity beyond the instances
   Options options;
 
   Case() { options.bandwidth = 1.5; }
@@ -104,13 +105,26 @@ void check_same(Found& got, Found& expected) {
   }
 }
 
-void run(const Case& c, const Buffer& embeddings, const Array* mask, const Array* bounds,
-         Found* got) {
+// Shared memory that has room for so many seeds at a time, and not for twice as many.
+int64_t shared_for(int seeds, const Case& c) {
+  return 1200 + seeds * 8 * (17 * (c.channels + 1) + 3 * c.channels + 8);
+}
+
+// Returns how often blocks arrived at a barrier of the first group, where it has several.
+uint64_t run(const Case& c, const Buffer& embeddings, const Array* mask, const Array* bounds,
+             Found* got, int seeds = 8) {
   const int64_t capacity = static_cast<const Array&>(got->counts).shape[1];
+  auto& shared = cuda::simulator::options.shared;
+  const int64_t all_shared = shared;
+  if (c.options.seeding == Seeding::peel && seeds < 8) {
+    shared = std::min(shared, shared_for(seeds, c));
+  }
   Buffer workspace(DType::u8, {cuda_workspace(embeddings, mask, bounds, c.options, capacity)});
   group_cuda(embeddings, mask, bounds, c.options,
              {got->labels, got->centers, got->counts, got->instances, got->iterations}, workspace,
              0);
+  shared = all_shared;
+  return workspace.as<uint64_t>()[0];
 }
 
 // `alter` may change some values of the embeddings.
@@ -126,6 +140,7 @@ void check(
   for (int64_t i = 0; i < mask.size(); ++i) {
     if (draw(1, c.run) == 1) id = draw(0, c.ids);
     if (c.foreground < 1) id = draw(1, 1000) <= 1000 * c.foreground ? 1 : 0;
+    if (c.classes) id = c.classes(i);
     if (c.mask_type == DType::i64) {
       mask.as<int64_t>()[i] = id < 2 ? id : (id % 2 ? id : -id) * (int64_t{1} << 40);
     } else {
@@ -136,7 +151,7 @@ void check(
   for (int64_t b = 0; b <= c.images; ++b) {  // of different sizes, one of them empty
     offsets.as<int64_t>()[b] = b == 0 ? 0 : b == c.images ? columns : (b / 2) * 2 * c.pixels;
   }
-  const Array* classes = c.ids > 0 ? &mask : nullptr;
+  const Array* classes = c.ids > 0 || c.classes ? &mask : nullptr;
   const Array* bounds = c.ragged ? &offsets : nullptr;
 
   Buffer expected_labels(DType::i64, {rows, columns});
@@ -167,12 +182,125 @@ void check(
   result.copy(expected.centers, expected.counts, expected.instances, expected.iterations);
   for_schedules(schedules, [&] {
     Found got(c, rows, columns, capacity);
-    run(c, embeddings, classes, bounds, &got);
+    run(c, embeddings, classes, bounds, &got, 8 >> cuda::simulator::options.seed % 4);
     check_same(got, expected);
     std::vector<char> now(got.centers.raw(), got.centers.raw() + got.centers.bytes());
     if (bits.empty()) bits = now;
-    CHECK(bits == now);  // whatever the schedule
+    CHECK(bits == now);  // whatever the schedule and the number of seeds at a time
   });
+}
+
+// Points on a line, in this order, with their class.
+struct Place {
+  double at;
+  int64_t times = 1, label_class = 1;
+};
+
+// What a round of several seeds may guess wrong. Balls reach 1.5.
+const std::vector<std::vector<Place>> kRounds = {
+    // All of a round's seeds are right, in more than a round.
+    {{0}, {9}, {0, 40}, {18}, {27}, {36}, {45}, {54}, {63}, {72}, {81}, {90}, {99}, {90, 30}},
+    // The second ball has members (1.4) that the first one takes, at once, or as it moves (22.7).
+    {{0}, {9}, {0, 9}, {1.4, 3}, {2, 4}, {9, 5}, {20}, {21.4, 9}, {23}, {22.7, 3}, {23.4, 7}},
+    // -0.9 is near the first seed, not near its mode, and comes before the seed at 9: it is next.
+    {{30}, {0}, {-0.9}, {1, 20}, {9, 5}, {-1.2, 2}, {18}, {17}, {19.1, 9}, {27}},
+    // The same with seeds that come in the order of neither places nor modes.
+    {{30}, {9}, {7.6}, {10.2, 20}, {0}, {1.3}, {-1.1, 9}, {2.4, 3}, {5}, {4}, {3, 2}, {6.1, 5}},
+    // A class is next only once the one before is empty; classes share places and tiles.
+    {{0, 1, 2},
+     {9, 1, 1},
+     {0, 1, 1},
+     {9, 9, 2},
+     {18, 1, 2},
+     {27, 1, 1},
+     {1.4, 5, 1},
+     {1.4, 5, 2},
+     {2, 3, 1},
+     {2.6, 4, 2},
+     {9, 20, 3},
+     {18, 9, 1},
+     {27, 2, 2},
+     {36, 1, 1},
+     {0, 9, 3}},
+    // Small clusters are dropped in the middle of a round.
+    {{0}, {9}, {18}, {27}, {0, 5}, {27, 5}, {36, 9}, {45, 2}, {54, 5}, {63}, {72, 9}, {18, 5}},
+};
+
+void check_rounds(int schedules) {
+  for (const std::vector<Place>& places : kRounds) {
+    Case c;
+    c.options.seeding = Seeding::peel;
+    std::vector<Place> points;
+    for (const Place& place : places) {
+      for (int64_t k = 0; k < place.times; ++k) points.push_back(place);
+    }
+    c.channels = 1;
+    c.pixels = static_cast<int64_t>(points.size());
+    c.classes = [&](int64_t i) { return points[i].label_class; };
+    for (const int64_t min_size : {1, 3}) {
+      for (const int64_t spare : {0, -2}) {  // or too many instances, which shows within a round
+        c.options.min_size = min_size;
+        c.spare = spare;
+        check(c, schedules, [&](Buffer& embeddings) {
+          for (int64_t i = 0; i < c.pixels; ++i) set(embeddings, c.dtype, i, points[i].at);
+        });
+      }
+    }
+  }
+}
+
+// How many passes an image takes with so many seeds at a time. Blocks meet after each.
+int64_t passes(const Case& c, const Buffer& embeddings, const Array* mask, int seeds) {
+  Found got(c, c.images, c.pixels, 300);
+  const uint64_t arrived = run(c, embeddings, mask, nullptr, &got, seeds);
+  CHECK(arrived % cuda::simulator::options.resident == 0 && arrived > 0);
+  return static_cast<int64_t>(arrived) / cuda::simulator::options.resident;
+}
+
+// Speculation is taken where it pays, and given up where it does not.
+void check_passes() {
+  Case c;
+  c.options.seeding = Seeding::peel;
+  const int64_t height = 128, width = 256, instances = 50;
+  c.pixels = height * width;
+  // A trained embedding: instances are patches that touch, with centres 3 apart (twice the
+  // bandwidth) and points within 0.7 of them.
+  std::vector<int64_t> rows(instances), columns(instances);
+  for (int64_t k = 0; k < instances; ++k) {
+    rows[k] = draw(0, height - 1);
+    columns[k] = draw(0, width - 1);
+  }
+  Buffer embeddings(c.dtype, {1, c.channels, c.pixels});
+  for (int64_t i = 0; i < c.pixels; ++i) {
+    int64_t own = 0, least = INT64_MAX;
+    for (int64_t k = 0; k < instances; ++k) {
+      const int64_t y = i / width - rows[k], x = i % width - columns[k];
+      if (y * y + x * x < least) own = k;
+      least = std::min(least, y * y + x * x);
+    }
+    for (int64_t d = 0, rest = own; d < c.channels; ++d, rest /= 4) {
+      set(embeddings, c.dtype, place(embeddings, 0, d, i),
+          3.0 * static_cast<double>(rest % 4) + draw(-400, 400) / 1000.0);
+    }
+  }
+  const int64_t one = passes(c, embeddings, nullptr, 1),
+                several = passes(c, embeddings, nullptr, 8);
+  std::printf("50 instances: %ld passes, %ld with 8 seeds\n", (long)one, (long)several);
+  CHECK(one >= 3 * instances && several <= one / 3);
+  // Points without structure.
+  c.foreground = 0.01;
+  Buffer mask(DType::u8, {1, c.pixels});
+  for (int64_t i = 0; i < c.pixels; ++i) {
+    mask.as<uint8_t>()[i] = draw(1, 100) == 1;
+    for (int64_t d = 0; d < c.channels; ++d) {
+      set(embeddings, c.dtype, place(embeddings, 0, d, i), draw(-400, 400) / 100.0);
+    }
+  }
+  const Array classes = mask;
+  const int64_t alone = passes(c, embeddings, &classes, 1);
+  const int64_t noise = passes(c, embeddings, &classes, 8);
+  std::printf("noise: %ld passes, %ld with 8 seeds\n", (long)alone, (long)noise);
+  CHECK(noise <= alone + alone / 8);
 }
 
 const std::vector<int> kPlanar{0, 1, 2}, kInterleaved{0, 2, 1}, kStrided{2, 0, 1};
@@ -311,6 +439,8 @@ void test_mean_shift(int schedules) {
       check(c, schedules);
     }
   }
+  check_rounds(schedules);
+  check_passes();
   // Offsets that are none: nothing is found.
   Case c;
   c.ragged = true;
