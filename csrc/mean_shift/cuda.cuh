@@ -9,15 +9,20 @@
 // (in float32; with a class map its bytes and 8 a tile more). A frame of 1024 x 2048, D = 8,
 // float32, all of it foreground: 67 + 17 + 9 + 17 MB, 0.033 ms at 3.3 TB/s, and at most 4.5 MB a
 // pass, which is 1 us or less of the L2 of an H100 (5.5 TB/s) and shrinks as points are claimed.
-// Flops: 6 D a tile and 3 D a point of a cut tile and pass, which is nothing. So the time goes into
-// waiting: 50 instances of a trained embedding take 3 passes each (two shifts and the claim), 150
-// passes. A pass is a barrier of all blocks (assumed: 1 to 1.5 us on an H100),
-// three dependent reads of the L2 (masks, boxes, points: 0.3 us each) and the
-// combination of 128 partial results (0.5 us): 3 to 4 us, so about 0.5 to 0.6 ms with what is read
-// once, under the millisecond that is asked for. A lane batch (8 x 256 x 512, 5 instances) has its
-// images side by side: 15 passes, 0.06 ms. This is reasoned, not measured: the kernels have never
-// run on a GPU. Fewer passes (several seeds at a time, where they provably do not meet) would be
-// the next step; embeddings without clusters, where each of many points is one, are slow.
+// Flops: 6 D a tile and ball and 3 D a point of a cut tile and pass, which is little. So the time
+// goes into waiting: one after the other 50 instances of a trained embedding take 3 passes each (two
+// shifts and the claim), 151 with the first, which describes the tiles. A round of up to 8 seeds
+// (peel.cuh) takes 4, with the proof: 31 passes, counted in the simulator where all guesses hold;
+// each instance whose guess fails ends a round, and costs one pass more than alone.
+// A pass is a barrier of all blocks (assumed: 1 to 1.5 us on an H100), three dependent reads of the
+// L2 (masks, boxes, points: 0.3 us each), the boxes again for each ball, from the L1 (1 to 1.5 us
+// for 8), and the combination of 128 partial results (0.5 us; for 8 balls each block reads 74 KB of
+// them, 1.5 to 2 us for all): 5 to 6 us with 8 balls, 3 to 4 with one. A seed costs 1 to 1.5 us
+// until it is chosen, by each block for itself, and a chunk about 1 us until it has named it. That
+// is 0.25 to 0.35 ms with what is read once, where one seed at a time takes 0.5 to 0.6. A lane batch
+// (8 x 256 x 512, 5 instances) has its images side by side: 8 passes, 0.05 ms. This is reasoned, not
+// measured: the kernels have never run on a GPU. Embeddings without clusters, where each of many
+// points is one, stay slow.
 //
 // seeding="all" follows every trajectory: N x shifts x N / 32 boxes (6 D flops each) and the points
 // of cut tiles, then two passes a mode and N x modes distances. 20,000 points in 8-D with 3 shifts:
@@ -27,7 +32,7 @@
 //
 // Membership is what the CPU kernel computes: tests in float that are certain, and double near the
 // border, without fused multiply-adds (CMakeLists.txt). Sums are in double, in an order that the
-// image's size alone decides.
+// image's size and who is a member decide, and not how many seeds the device has room for.
 #pragma once
 
 #include <algorithm>
