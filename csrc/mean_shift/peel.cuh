@@ -121,14 +121,16 @@ class Peeler {
     put_seed(0, first.pixel);
     int balls = 1;
     if (!named_) return balls;
-    const int64_t end = (cloud_.tiles() + kChunk - 1) / kChunk * kLeaders;
-    for (int64_t from = first.pixel / (kTile * kChunk) * kLeaders;
-         from < end && balls < work_.seeds; from += kThreads) {
-      const int64_t at = from + threadIdx.x;
-      const int32_t own = at < end ? leaders(0)[at] : -1;
-      bool open = own >= 0 &&
-                  (!cloud_.classified() || cloud_.label_class(own / kTile) == first.label_class);
+    const int32_t* named = leaders(0);
+    const auto end = static_cast<int32_t>((cloud_.tiles() + kChunk - 1) / kChunk) * kLeaders;
+    auto from = static_cast<int32_t>(first.pixel / (kTile * kChunk)) * kLeaders;
+    for (; from < end && balls < work_.seeds; from += kThreads) {
+      const int32_t at = from + static_cast<int32_t>(threadIdx.x);
+      const int32_t own = at < end ? named[at] : -1;
+      bool open = own >= 0 && (!cloud_.classified() ||
+                               cloud_.label_class(own / kTile) == shared_.label_class[0]);
       for (int compared = 0; balls < work_.seeds;) {
+#pragma unroll 1
         for (; open && compared < balls; ++compared) {
           open = squared_distance(cloud_.point(own), cloud_.channel(),
                                   shared_.center + compared * cloud_.channels,
@@ -136,7 +138,7 @@ class Peeler {
         }
         const int next = first_thread(open);
         if (next == kThreads) break;
-        put_seed(balls++, leaders(0)[from + next]);
+        put_seed(balls++, named[from + next]);
       }
     }
     return balls;
@@ -160,6 +162,7 @@ class Peeler {
     }
     __syncthreads();
     int32_t lowest = kThreads;
+#pragma unroll 1
     for (int w = 0; w < kWarps; ++w) lowest = min(lowest, static_cast<int32_t>(shared_.lowest[w]));
     __syncthreads();
     return lowest;
@@ -179,6 +182,7 @@ class Peeler {
           [&](int64_t from, SharedPtr<double> sum, int*, First*) {
             const uint32_t points = asked(left_of(cloud_, from));
             if (!__any_sync(kAllLanes, points != 0)) return;
+#pragma unroll 1
             for (int k = 0; k < balls; ++k) {
               if (!shared_.moving[k]) continue;
               const Members members = members_among(cloud_, from, points, ball(k));
@@ -207,6 +211,7 @@ class Peeler {
   }
 
   __device__ bool any_moving(int balls) const {
+#pragma unroll 1
     for (int k = 0; k < balls; ++k) {
       if (shared_.moving[k]) return true;
     }
@@ -246,6 +251,7 @@ class Peeler {
           if (!__any_sync(kAllLanes, points != 0)) return;
           const int64_t tile = from + lane_of_thread();
           uint32_t open = points;  // that no ball before has
+#pragma unroll 1
           for (int k = 0; k < balls; ++k) {
             if (!shared_.finite[k]) continue;
             const int64_t seed = shared_.seed[k] - tile * kTile;
@@ -275,6 +281,7 @@ class Peeler {
           Left left = left_of(cloud_, from);
           const uint32_t points = asked(left);
           uint32_t open = points;
+#pragma unroll 1
           for (int k = 0; k < balls; ++k) {
             if (!__any_sync(kAllLanes, open != 0)) break;
             uint32_t inside = 0;
@@ -340,7 +347,7 @@ class Peeler {
 };
 
 template <class T, class S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     peel_kernel(Input<T> input, PeelWork<S> work, Output out, Rules rules, int blocks) {
   INSTEMBED_SHARED(int64_t, numbers, Group::kNumbers);
   INSTEMBED_SHARED(int64_t, seed, kSeeds);

@@ -388,30 +388,34 @@ __device__ __forceinline__ void add_members(const Cloud<T, S>& cloud, int64_t fi
   const uint32_t partly = __ballot_sync(kAllLanes, members.inside != 0 && !members.whole);
   for (int from = 0; from < cloud.channels; from += kGroup) {
     const int d = from + lane / 4;
-    double values[kWarp / 4];  // of channel d: of every fourth tile, from tile lane % 4 on
+    double total = 0;  // of channel d, of every fourth tile, from tile lane % 4 on
+#pragma unroll 1
+    for (int begin = 0; begin < kWarp; begin += 16) {  // for the registers' sake
+      double values[4];
 #pragma unroll
-    for (int k = 0; k < kWarp / 4; ++k) {
-      const int tile = 4 * k + lane % 4;
-      values[k] = (whole >> tile & 1) && d < cloud.channels ? cloud.sum(d, first + tile) : 0.0;
-    }
-    for (uint32_t bits = partly; bits; bits &= bits - 1) {
-      const int tile = __ffs(static_cast<int>(bits)) - 1;
-      const bool mine = __shfl_sync(kAllLanes, members.inside, tile) >> lane & 1;
-      const T* point = cloud.point((first + tile) * kTile + lane);
-      const double total = reduce_group<double>(
-          [&](int k) {
-            const bool there = mine && from + k < cloud.channels;
-            return there ? static_cast<double>(point[(from + k) * cloud.channel()]) : 0.0;
-          },
-          Sum{});
-#pragma unroll
-      for (int k = 0; k < kWarp / 4; ++k) {
-        if (tile == 4 * k + lane % 4) values[k] = total;
+      for (int k = 0; k < 4; ++k) {
+        const int tile = begin + 4 * k + lane % 4;
+        values[k] = (whole >> tile & 1) && d < cloud.channels ? cloud.sum(d, first + tile) : 0.0;
       }
-    }
-    double total = 0;
+      for (uint32_t bits = partly >> begin & 0xffffu; bits; bits &= bits - 1) {
+        const int tile = begin + __ffs(static_cast<int>(bits)) - 1;
+        const bool mine = __shfl_sync(kAllLanes, members.inside, tile) >> lane & 1;
+        const T* point = cloud.point((first + tile) * kTile + lane);
+        const double there = reduce_group<double>(
+            [&](int k) {
+              return mine && from + k < cloud.channels
+                         ? static_cast<double>(point[(from + k) * cloud.channel()])
+                         : 0.0;
+            },
+            Sum{});
 #pragma unroll
-    for (int k = 0; k < kWarp / 4; ++k) total += values[k];
+        for (int k = 0; k < 4; ++k) {
+          if (tile == begin + 4 * k + lane % 4) values[k] = there;
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < 4; ++k) total += values[k];
+    }
     total += __shfl_xor_sync(kAllLanes, total, 2);
     total += __shfl_xor_sync(kAllLanes, total, 1);
     if (lane % 4 == 0 && d < cloud.channels) sum[d] += total;
