@@ -10,19 +10,19 @@
 // float32, all of it foreground: 67 + 17 + 9 + 17 MB, 0.033 ms at 3.3 TB/s, and at most 4.5 MB a
 // pass, which is 1 us or less of the L2 of an H100 (5.5 TB/s) and shrinks as points are claimed.
 // Flops: 6 D a tile and ball and 3 D a point of a cut tile and pass, which is little. So the time
-// goes into waiting: one after the other 50 instances of a trained embedding take 3 passes each (two
-// shifts and the claim), 151 with the first, which describes the tiles. A round of up to 8 seeds
-// (peel.cuh) takes 4, with the proof: 31 passes, counted in the simulator where all guesses hold;
-// each instance whose guess fails ends a round, and costs one pass more than alone.
-// A pass is a barrier of all blocks (assumed: 1 to 1.5 us on an H100), three dependent reads of the
-// L2 (masks, boxes, points: 0.3 us each), the boxes again for each ball, from the L1 (1 to 1.5 us
-// for 8), and the combination of 128 partial results (0.5 us; for 8 balls each block reads 74 KB of
+// goes into waiting: one after the other 50 instances of a trained embedding take 3 passes each
+// (two shifts and the claim), 151 with the first, which describes the tiles. A round of up to 8
+// seeds (peel.cuh) takes 4, with the proof: 31 passes, counted in the simulator where all guesses
+// hold; each instance whose guess fails ends a round, and costs one pass more than alone. A pass is
+// a barrier of all blocks (assumed: 1 to 1.5 us on an H100), three dependent reads of the L2
+// (masks, boxes, points: 0.3 us each), the boxes again for each ball, from the L1 (1 to 1.5 us for
+// 8), and the combination of 128 partial results (0.5 us; for 8 balls each block reads 74 KB of
 // them, 1.5 to 2 us for all): 5 to 6 us with 8 balls, 3 to 4 with one. A seed costs 1 to 1.5 us
 // until it is chosen, by each block for itself, and a chunk about 1 us until it has named it. That
-// is 0.25 to 0.35 ms with what is read once, where one seed at a time takes 0.5 to 0.6. A lane batch
-// (8 x 256 x 512, 5 instances) has its images side by side: 8 passes, 0.05 ms. This is reasoned, not
-// measured: the kernels have never run on a GPU. Embeddings without clusters, where each of many
-// points is one, stay slow.
+// is 0.25 to 0.35 ms with what is read once, where one seed at a time takes 0.5 to 0.6. A lane
+// batch (8 x 256 x 512, 5 instances) has its images side by side: 8 passes, 0.05 ms. This is
+// reasoned, not measured: the kernels have never run on a GPU. Embeddings without clusters, where
+// each of many points is one, stay slow.
 //
 // seeding="all" follows every trajectory: N x shifts x N / 32 boxes (6 D flops each) and the points
 // of cut tiles, then two passes a mode and N x modes distances. 20,000 points in 8-D with 3 shifts:
@@ -100,10 +100,9 @@ struct PeelPlan : Plan<PeelWork<test_t<T>>> {
     // As many seeds at a time as the device has room for, beside less than 1 KB of constant size.
     for (work.seeds = kSeeds;; work.seeds /= 2) {
       const int64_t sums = work.sums(channels), centers = work.seeds * channels;
-      this->shared =
-          this->template padded<double>(kWarps * sums) + this->template padded<double>(sums) +
-          2 * this->template padded<double>(centers) + this->template padded<test_t<T>>(centers) +
-          this->template padded<Certain<test_t<T>>>(work.seeds);
+      this->shared = this->template padded<double>(kWarps * sums) +
+                     this->template padded<double>(sums) + this->template padded<double>(centers) +
+                     this->template padded<test_t<T>>(centers);
       if (work.seeds == 1 || this->shared + 1024 <= device_info().shared) break;
     }
     this->share(kernel(), images, channels,

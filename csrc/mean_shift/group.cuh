@@ -103,9 +103,6 @@ class Group {
     const int tid = static_cast<int>(threadIdx.x);
     const int lane = lane_of_thread(), warp = warp_of_thread();
     const SharedPtr<double> own = shared_.warp_sums + warp * n;
-    const int64_t place = 2 * index + phase_;
-    double* const sums = exchange_.sums + place * most_sums_ * kParts;
-    int64_t* const numbers = exchange_.numbers + place * 3 * kParts;
     for (int part = block; part < parts_; part += blocks) {
       if (with_sums) {
         for (int d = lane; d < n; d += kWarp) own[d] = 0.0;
@@ -124,6 +121,8 @@ class Group {
         shared_.numbers[2 * kWarps + warp] = first.pixel;
       }
       __syncthreads();
+      double* const sums = sums_here();  // not before, where it would cost registers
+      int64_t* const numbers = numbers_here();
       if (with_sums) {
         for (int d = tid; d < n; d += kThreads) {
           double sum = 0;
@@ -145,6 +144,8 @@ class Group {
       __syncthreads();
     }
     wait();
+    const double* const sums = sums_here();
+    const int64_t* const numbers = numbers_here();
     if (with_sums) {
       for (int d = warp; d < n; d += kWarps) {
         double sum = 0;
@@ -177,7 +178,7 @@ class Group {
   template <class Take, class Better>
   __device__ int64_t best(int64_t pixels, Take&& take, Better&& better) {
     const int lane = lane_of_thread(), warp = warp_of_thread();
-    int64_t* const numbers = exchange_.numbers + (2 * index + phase_) * 3 * kParts;
+    int64_t* const numbers = numbers_here();
     const auto reduce = [&](int64_t mine) {
 #pragma unroll
       for (int other = kWarp / 2; other > 0; other /= 2) {
@@ -216,6 +217,7 @@ class Group {
   }
 
   __device__ double total(int d) const { return shared_.total[d]; }
+  __device__ void set_total(int d, double value) { shared_.total[d] = value; }
   __device__ int64_t count() const { return shared_.numbers[3 * kWarps]; }
   __device__ First first() const {
     return {shared_.numbers[3 * kWarps + 1], shared_.numbers[3 * kWarps + 2]};
@@ -232,6 +234,12 @@ class Group {
   const int block, blocks, index;
 
  private:
+  __device__ double* sums_here() const {
+    return exchange_.sums + int64_t{2 * index + phase_} * most_sums_ * kParts;
+  }
+  __device__ int64_t* numbers_here() const {
+    return exchange_.numbers + int64_t{2 * index + phase_} * 3 * kParts;
+  }
   template <class Visit>
   __device__ void for_pixels_of(int part, int64_t pixels, Visit&& visit) {
     for (int c = part + parts_ * warp_of_thread(); c < chunks_; c += parts_ * kWarps) {

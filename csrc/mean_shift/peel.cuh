@@ -43,13 +43,14 @@ class Peeler {
  public:
   // A row for each ball. What is the same for all threads is here for the registers' sake.
   struct Shared {
-    SharedPtr<double> center, next;
+    SharedPtr<double> center;
     SharedPtr<S> rounded;
-    SharedPtr<Certain<S>> certain;
-    SharedPtr<int64_t> seed;   // pixel
-    SharedPtr<int32_t> steps;  // shifts
+    SharedPtr<S> inner2, outer2;  // squared distances that are certain
+    SharedPtr<int64_t> seed;      // pixel
+    SharedPtr<int32_t> steps;     // shifts
     SharedPtr<int32_t> moving, finite;
-    SharedPtr<int32_t> lowest;       // of each warp
+    SharedPtr<int32_t> lowest;  // of each warp
+    SharedPtr<int32_t> plan;    // whether chunks named seeds; rounds of one seed: to come, last
     SharedPtr<int64_t> label_class;  // of the round
   };
 
@@ -63,37 +64,54 @@ class Peeler {
         instances_(*instances) {}
 
   __device__ void run() {
+    // Nobody has named seeds. The pass below is a barrier.
+    if (threadIdx.x < 3) shared_.plan[threadIdx.x] = 0;
     find_tiles(cloud_, &group_);
     while (!group_.first().none() && !instances_.overflow()) {
       const int balls = choose();
       climb(balls);
       const int sure = balls > 1 ? prove(balls) : 1;
-      if (balls > 1) {
-        pause_ = sure == balls || sure >= kWorthwhile ? 0 : min(2 * pause_ + 1, kLongPause);
-        rest_ = pause_;
-      } else if (rest_ > 0) {
-        --rest_;
-      }
+      if (threadIdx.x == 0) plan(balls, sure);
+      __syncthreads();
       claim(sure, false);
       // Rounding or overflow put the centre out of reach of every point: the seed is given up.
       const bool lost = group_.total(0) == 0;
       if (lost) claim(1, true);
       for (int k = 0; k < sure && !instances_.overflow(); ++k) {
         const auto claimed = static_cast<int64_t>(group_.total(k));
-        if (shared_.steps[k] > longest_) longest_ = shared_.steps[k];
+        if (group_.block == 0 && threadIdx.x == 0) {
+          int64_t* longest = instances_.out.iterations + instances_.image;
+          *longest = max(*longest, static_cast<int64_t>(shared_.steps[k]));
+        }
         instances_.add(group_.block == 0, !lost && claimed >= rules_.min_size, claimed,
                        shared_.label_class[0], shared_.center + k * cloud_.channels);
       }
     }
-    if (group_.block == 0 && threadIdx.x == 0) {
-      instances_.out.iterations[instances_.image] = longest_;
-    }
   }
 
  private:
+  enum { kNamed, kRest, kPause };  // numbers of the plan
+
+  // Whether the next round guesses, by one thread.
+  __device__ void plan(int balls, int sure) {
+    if (balls > 1) {
+      const int longer = min(2 * shared_.plan[kPause] + 1, kLongPause);
+      shared_.plan[kPause] = sure == balls || sure >= kWorthwhile ? 0 : longer;
+      shared_.plan[kRest] = shared_.plan[kPause];
+    } else if (shared_.plan[kRest] > 0) {
+      shared_.plan[kRest] = shared_.plan[kRest] - 1;
+    }
+    shared_.plan[kNamed] = shared_.plan[kRest] == 0;
+  }
+
   __device__ DeviceBall<S> ball(int k) const {
-    return {shared_.center + k * cloud_.channels, shared_.rounded + k * cloud_.channels,
-            shared_.certain[k], rules_.bandwidth * rules_.bandwidth};
+    DeviceBall<S> result;
+    result.center = shared_.center + k * cloud_.channels;
+    result.rounded = shared_.rounded + k * cloud_.channels;
+    result.certain.inner2 = shared_.inner2[k];
+    result.certain.outer2 = shared_.outer2[k];
+    result.bandwidth2 = rules_.bandwidth * rules_.bandwidth;
+    return result;
   }
   __device__ uint32_t& visited(int k, int64_t tile) const {
     return work_.visited[k * work_.tiles.row + cloud_.first + tile];
@@ -120,7 +138,7 @@ class Peeler {
     if (threadIdx.x == 0) shared_.label_class[0] = first.label_class;
     put_seed(0, first.pixel);
     int balls = 1;
-    if (!named_) return balls;
+    if (!shared_.plan[kNamed]) return balls;
     const int32_t* named = leaders(0);
     const auto end = static_cast<int32_t>((cloud_.tiles() + kChunk - 1) / kChunk) * kLeaders;
     auto from = static_cast<int32_t>(first.pixel / (kTile * kChunk)) * kLeaders;
@@ -199,7 +217,7 @@ class Peeler {
       for (int i = tid; i < balls * channels; i += kThreads) {
         const int k = i / channels;
         const double count = group_.total(k * (channels + 1) + channels);
-        if (count > 0) shared_.next[i] = group_.total(i + k) / count;
+        if (count > 0) group_.set_total(i + k, group_.total(i + k) / count);
       }
       __syncthreads();
       if (tid < balls && shared_.moving[tid]) {
@@ -227,14 +245,15 @@ class Peeler {
     now.center = shared_.center + k * cloud_.channels;
     now.rounded = shared_.rounded + k * cloud_.channels;
     shared_.finite[k] = now.prepare(rules_.bandwidth, cloud_.channels) ? 1 : 0;
-    shared_.certain[k] = now.certain;
+    shared_.inner2[k] = now.certain.inner2;
+    shared_.outer2[k] = now.certain.outer2;
   }
 
   // Moves ball k to the mean of its members, by one thread. Whether it moves on.
   __device__ bool shift(int k, int32_t step) {
     double moved = 0;
     for (int d = k * cloud_.channels; d < (k + 1) * cloud_.channels; ++d) {
-      const double center = shared_.next[d], by = center - shared_.center[d];
+      const double center = group_.total(d + k), by = center - shared_.center[d];
       moved += by * by;
       shared_.center[d] = center;
     }
@@ -275,7 +294,6 @@ class Peeler {
   // alone; finds how many those are, and the first point that is left.
   __device__ void claim(int balls, bool seed_alone) {
     const int lane = lane_of_thread();
-    named_ = rest_ == 0;
     group_.template pass<true, true>(
         [&](int64_t from, SharedPtr<double> sum, int*, First* first) {
           Left left = left_of(cloud_, from);
@@ -308,7 +326,7 @@ class Peeler {
             if (lane == k) left = now;
           }
           meet_first(from + lane, left, first);
-          if (named_) name_leaders(from, left);
+          if (shared_.plan[kNamed]) name_leaders(from, left);
         },
         balls);
   }
@@ -341,37 +359,38 @@ class Peeler {
   Shared shared_;
   Group& group_;
   Instances<T, S>& instances_;
-  bool named_ = false;  // the chunks have named seeds
-  int rest_ = 0, pause_ = 0;
-  int32_t longest_ = 0;  // shifts of one trajectory
 };
 
 template <class T, class S>
 __global__ void __launch_bounds__(kThreads, 1)
     peel_kernel(Input<T> input, PeelWork<S> work, Output out, Rules rules, int blocks) {
   INSTEMBED_SHARED(int64_t, numbers, Group::kNumbers);
+  INSTEMBED_SHARED(S, inner2, kSeeds);
+  INSTEMBED_SHARED(S, outer2, kSeeds);
   INSTEMBED_SHARED(int64_t, seed, kSeeds);
   INSTEMBED_SHARED(int32_t, steps, kSeeds);
   INSTEMBED_SHARED(int32_t, moving, kSeeds);
   INSTEMBED_SHARED(int32_t, finite, kSeeds);
   INSTEMBED_SHARED(int32_t, lowest, kWarps);
+  INSTEMBED_SHARED(int32_t, plan, 3);
   INSTEMBED_SHARED(int64_t, label_class, 1);
   DynamicShared shared;
   const int channels = input.channels, sums = static_cast<int>(work.sums(channels));
   const Group::Shared of_group{shared.take<double>(kWarps * sums), shared.take<double>(sums),
                                numbers};
   const typename Peeler<T, S>::Shared of_peeler{shared.take<double>(work.seeds * channels),
-                                                shared.take<double>(work.seeds * channels),
                                                 shared.take<S>(work.seeds * channels),
-                                                shared.take<Certain<S>>(work.seeds),
+                                                inner2,
+                                                outer2,
                                                 seed,
                                                 steps,
                                                 moving,
                                                 finite,
                                                 lowest,
+                                                plan,
                                                 label_class};
   Group group(work.exchange, of_group, sums, blocks);
-  const int64_t groups = gridDim.x / blocks;
+  const int groups = static_cast<int>(gridDim.x) / blocks;
   for (int64_t image = group.index; image < input.images.images; image += groups) {
     const Cloud<T, S> cloud(input, work.tiles, image);
     Instances<T, S> instances{cloud, work.clusters, out, image};

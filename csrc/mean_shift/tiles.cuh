@@ -74,30 +74,33 @@ template <class T, class S>
 struct Cloud {
   const Input<T>& input;
   const Tiles<S>& all;
-  int64_t base, mask_base;  // of pixel 0
-  int64_t first;            // tile
-  int64_t start, pixels;    // start: of its pixels in the batch
+  int64_t image;
+  int64_t base;   // of pixel 0
+  int64_t first;  // tile
+  int32_t pixels;
   int channels;
 
   __device__ Cloud(const Input<T>& input, const Tiles<S>& all, int64_t image)
       : input(input),
         all(all),
+        image(image),
         base(input.strides.at(input.images, image)),
-        mask_base(input.mask_strides.at(input.images, image)),
-        pixels(input.images.count(image)),
+        pixels(static_cast<int32_t>(input.images.count(image))),
         channels(input.channels) {
-    start = pixels > 0 ? input.images.start(image) : 0;
-    first = input.images.offsets ? start / kTile + image : image * tiles();
+    first = input.images.offsets ? start() / kTile + image : image * tiles();
   }
 
-  __device__ int64_t tiles() const { return (pixels + kTile - 1) / kTile; }
+  // Of its pixels in the batch.
+  __device__ int64_t start() const { return pixels > 0 ? input.images.start(image) : 0; }
+  __device__ int64_t tiles() const { return (int64_t{pixels} + kTile - 1) / kTile; }
   __device__ const T* point(int64_t i) const {
     return input.embeddings + base + i * input.strides.pixel;
   }
   __device__ int64_t channel() const { return input.strides.channel; }
   __device__ int64_t class_of(int64_t i) const {
     return input.mask
-               ? load_id(input.mask, input.mask_type, mask_base + i * input.mask_strides.pixel)
+               ? load_id(input.mask, input.mask_type,
+                         input.mask_strides.at(input.images, image) + i * input.mask_strides.pixel)
                : 1;
   }
 
@@ -303,7 +306,7 @@ enum class Side { outside, inside, cut };
 template <class T, class S, class Ball>
 __device__ __forceinline__ Side side_of(const Cloud<T, S>& cloud, int64_t tile, const Ball& ball) {
   S near2 = 0, far2 = 0;
-#pragma unroll 4
+#pragma unroll 2  // more costs registers
   for (int d = 0; d < cloud.channels; ++d) {
     const S above = cloud.low(d, tile) - ball.rounded[d];
     const S below = ball.rounded[d] - cloud.high(d, tile);
@@ -320,13 +323,13 @@ template <class T, class S, class Ball>
 __device__ __forceinline__ bool is_member(const Cloud<T, S>& cloud, int64_t i, const Ball& ball) {
   const T* point = cloud.point(i);
   S squared = 0;
-#pragma unroll 4
+#pragma unroll(16 / sizeof(S))  // more costs registers
   for (int d = 0; d < cloud.channels; ++d) {
     const S difference = static_cast<S>(point[d * cloud.channel()]) - ball.rounded[d];
     squared += difference * difference;
   }
   if (squared <= ball.certain.inner2) return true;
-  if (!(squared <= ball.certain.outer2)) return false;
+  if (sizeof(S) == sizeof(double) || !(squared <= ball.certain.outer2)) return false;
   return squared_distance(point, cloud.channel(), ball.center, cloud.channels) <= ball.bandwidth2;
 }
 
