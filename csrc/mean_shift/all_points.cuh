@@ -64,10 +64,10 @@ class AllPoints {
       assign(kept);
       group_.wait();
       for (int32_t k = 0; k < kept && !instances_.overflow(); ++k) {
-        const int32_t size = modes_.sizes[cloud_.start() + k];
+        const int32_t size = modes_.sizes[cloud_.start + k];
         // A mode may end without points: scikit-learn keeps it, and so does min_size = 1.
         instances_.add(group_.block == 0, rules_.min_size == 1 || size >= rules_.min_size, size,
-                       label_class(), mean(modes_.order[cloud_.start() + k]));
+                       label_class(), mean(modes_.order[cloud_.start + k]));
       }
       next_class();
     }
@@ -75,10 +75,10 @@ class AllPoints {
 
  private:
   __device__ const double* mean(int64_t i) const {
-    return modes_.means + (cloud_.start() + i) * cloud_.channels;
+    return modes_.means + (cloud_.start + i) * cloud_.channels;
   }
   __device__ int64_t label_class() const { return shared_.label_class[0]; }
-  __device__ int32_t& count(int64_t i) const { return modes_.counts[cloud_.start() + i]; }
+  __device__ int32_t& count(int64_t i) const { return modes_.counts[cloud_.start + i]; }
   // Whether a pixel is of the class that is grouped.
   __device__ bool takes_part(int64_t i) const {
     const int64_t tile = i / kTile;
@@ -139,7 +139,7 @@ class AllPoints {
       if (sqrt(moved) <= rules_.tol * rules_.bandwidth || shift == rules_.max_iter) break;
     }
     for (int d = lane; d < channels; d += kWarp) {
-      modes_.means[(cloud_.start() + i) * channels + d] = ball.center[d];
+      modes_.means[(cloud_.start + i) * channels + d] = ball.center[d];
     }
     if (lane == 0) count(i) = members;
     __syncwarp();
@@ -200,8 +200,8 @@ class AllPoints {
       const int32_t stands = abs(count(last));
       if (stands == abs(count(best))) {
         if (group_.block == 0 && threadIdx.x == 0) {
-          modes_.order[cloud_.start() + kept] = static_cast<int32_t>(best);
-          modes_.sizes[cloud_.start() + kept] = 0;
+          modes_.order[cloud_.start + kept] = static_cast<int32_t>(best);
+          modes_.sizes[cloud_.start + kept] = 0;
         }
         ++kept;
         suppressor = best;
@@ -224,7 +224,7 @@ class AllPoints {
       for (int32_t k = 0; k < kept; ++k) {
         const double squared =
             squared_distance(cloud_.point(i), cloud_.channel(),
-                             mean(modes_.order[cloud_.start() + k]), cloud_.channels);
+                             mean(modes_.order[cloud_.start + k]), cloud_.channels);
         if (nearest < 0 || squared < least) {
           nearest = k;
           least = squared;
@@ -232,7 +232,7 @@ class AllPoints {
       }
       const bool near = nearest >= 0 && least <= limit2;
       instances_.give(i, near ? instances_.owners + nearest + 1 : kNobody);
-      if (near) atomicAdd(modes_.sizes + cloud_.start() + nearest, 1);
+      if (near) atomicAdd(modes_.sizes + cloud_.start + nearest, 1);
     });
   }
 

@@ -32,7 +32,7 @@ struct Instances {
   __device__ bool overflow() const { return kept > out.capacity; }
 
   // Until finish() labels are owners.
-  __device__ void give(int64_t i, int32_t owner) const { out.labels[cloud.start() + i] = owner; }
+  __device__ void give(int64_t i, int32_t owner) const { out.labels[cloud.start + i] = owner; }
 
   // The next owner owns `count` points.
   template <class Center>
@@ -43,7 +43,7 @@ struct Instances {
     if (!writes || overflow()) return;
     const int tid = static_cast<int>(threadIdx.x);
     if (tid == 0) {
-      clusters.label_of_owner[cloud.start() + owners - 1] = keep ? kept : 0;
+      clusters.label_of_owner[cloud.start + owners - 1] = keep ? kept : 0;
     }
     if (!keep) return;
     const int64_t row = image * out.capacity + kept - 1;
@@ -96,12 +96,12 @@ struct Instances {
     if (noise || kept < owners || overflow()) {
       group->wait();
       group->for_pixels(cloud.pixels, [&](int64_t i) {
-        int64_t* label = out.labels + cloud.start() + i;
+        int64_t* label = out.labels + cloud.start + i;
         const int64_t owner = *label;
         if (owner == 0) return;
         int64_t found = 0;
         if (!overflow()) {
-          if (owner != kNobody) found = clusters.label_of_owner[cloud.start() + owner - 1];
+          if (owner != kNobody) found = clusters.label_of_owner[cloud.start + owner - 1];
           if (found == 0 && give_to_nearest) {
             found = nearest(i);
             if (found > 0) {

@@ -77,6 +77,7 @@ struct Cloud {
   int64_t image;
   int64_t base;   // of pixel 0
   int64_t first;  // tile
+  int64_t start;  // of its pixels in the batch
   int32_t pixels;
   int channels;
 
@@ -87,11 +88,9 @@ struct Cloud {
         base(input.strides.at(input.images, image)),
         pixels(static_cast<int32_t>(input.images.count(image))),
         channels(input.channels) {
-    first = input.images.offsets ? start() / kTile + image : image * tiles();
+    start = pixels > 0 ? input.images.start(image) : 0;
+    first = input.images.offsets ? start / kTile + image : image * tiles();
   }
-
-  // Of its pixels in the batch.
-  __device__ int64_t start() const { return pixels > 0 ? input.images.start(image) : 0; }
   __device__ int64_t tiles() const { return (int64_t{pixels} + kTile - 1) / kTile; }
   __device__ const T* point(int64_t i) const {
     return input.embeddings + base + i * input.strides.pixel;
