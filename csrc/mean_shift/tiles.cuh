@@ -91,7 +91,7 @@ struct Cloud {
     start = pixels > 0 ? input.images.start(image) : 0;
     first = input.images.offsets ? start / kTile + image : image * tiles();
   }
-  __device__ int64_t tiles() const { return (int64_t{pixels} + kTile - 1) / kTile; }
+  __device__ int64_t tiles() const { return (static_cast<uint32_t>(pixels) + kTile - 1) / kTile; }
   __device__ const T* point(int64_t i) const {
     return input.embeddings + base + i * input.strides.pixel;
   }
@@ -322,7 +322,7 @@ template <class T, class S, class Ball>
 __device__ __forceinline__ bool is_member(const Cloud<T, S>& cloud, int64_t i, const Ball& ball) {
   const T* point = cloud.point(i);
   S squared = 0;
-#pragma unroll(16 / sizeof(S))  // more costs registers
+#pragma unroll 2  // more costs registers
   for (int d = 0; d < cloud.channels; ++d) {
     const S difference = static_cast<S>(point[d * cloud.channel()]) - ball.rounded[d];
     squared += difference * difference;
