@@ -149,8 +149,7 @@ class AllPoints {
   // The members of a ball among all points: their number, and their sum.
   __device__ int32_t add_all(const DeviceBall<S>& ball, SharedPtr<double> sum) {
     int32_t found = 0;
-    const auto tiles = static_cast<int32_t>(cloud_.tiles());
-    for (int32_t first = 0; first < tiles; first += kChunk) {
+    for (int64_t first = 0; first < cloud_.tiles(); first += kChunk) {
       const Members members = find_members(cloud_, first, label_class(), ball);
       if (!__any_sync(kAllLanes, members.inside != 0)) continue;
       found += __popc(members.inside);

@@ -327,9 +327,8 @@ void check_passes() {
   const Array rungs = some;
   const int64_t one = passes(c, ladder, &rungs, 1);
   CHECK(one >= 3 * steps && passes(c, ladder, &rungs, 8) <= one + one / 8);
-  if (getenv("ONLY"))
-    printf("%ld %ld; %ld %ld\n", (long)alone, (long)passes(c, noise, &points, 8), (long)one,
-           (long)passes(c, ladder, &rungs, 8));
+  printf("%ld %ld; %ld %ld\n", (long)alone, (long)passes(c, noise, &points, 8), (long)one,
+         (long)passes(c, ladder, &rungs, 8));
 }
 
 const std::vector<int> kPlanar{0, 1, 2}, kInterleaved{0, 2, 1}, kStrided{2, 0, 1};
@@ -337,138 +336,137 @@ const std::vector<int> kPlanar{0, 1, 2}, kInterleaved{0, 2, 1}, kStrided{2, 0, 1
 }  // namespace
 
 void test_mean_shift(int schedules) {
-  if (!getenv("ONLY"))
-    for (const Seeding seeding : {Seeding::peel, Seeding::all}) {
-      Case base;
-      base.options.seeding = seeding;
-      const bool all = seeding == Seeding::all;  // which costs the square of the pixels
-      if (all) base.pixels = 70;
-      for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::f64}) {
-        for (const auto& layout : {kPlanar, kInterleaved, kStrided}) {
-          Case c = base;
-          c.dtype = dtype;
-          c.layout = layout;
-          c.images = 2;
-          c.channels = layout == kInterleaved ? 8 : 5;
-          c.rough = layout != kStrided;
-          c.pixels = layout == kPlanar && !all ? 300 : 75;
-          check(c, schedules);
-        }
-      }
-      for (const int64_t pixels : {0, 1, 31, 33, all ? 65 : 1025}) {
-        for (const int64_t images : {0, 1, 4}) {
-          Case c = base;
-          c.pixels = pixels;
-          c.images = images;
-          check(c, schedules);
-        }
-      }
-      for (const int64_t channels : {1, 2, 9, 21, 70}) {
-        Case c = base;
-        c.channels = channels;
-        c.spread = 0.05;
-        c.pixels = channels > 9 ? 50 : 100;
-        check(c, schedules);
-      }
-      for (const Leftovers leftovers : {Leftovers::noise, Leftovers::nearest}) {
-        for (const int64_t ids : {0, 1, 7}) {
-          Case c = base;
-          c.images = 3;
-          c.ids = ids;
-          c.mask_type = ids == 1 ? DType::u8 : DType::i64;
-          c.rough = true;
-          c.ragged = leftovers == Leftovers::nearest;
-          c.options.min_size = 9;
-          c.options.leftovers = leftovers;
-          check(c, schedules);
-        }
-      }
-      {  // every pixel of a class of its own
-        Case c = base;
-        c.ids = 1 << 20;
-        c.run = 1;
-        c.pixels = 40;
-        check(c, schedules);
-      }
-      for (const DType dtype : {DType::f32, DType::f64}) {  // distances that equal the bandwidth
+  for (const Seeding seeding : {Seeding::peel, Seeding::all}) {
+    Case base;
+    base.options.seeding = seeding;
+    const bool all = seeding == Seeding::all;  // which costs the square of the pixels
+    if (all) base.pixels = 70;
+    for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::f64}) {
+      for (const auto& layout : {kPlanar, kInterleaved, kStrided}) {
         Case c = base;
         c.dtype = dtype;
-        c.whole_numbers = true;
-        c.channels = 2;
-        c.options.bandwidth = 2;
-        check(c, schedules);
-      }
-      {  // no two points together, and centres that move far
-        Case c = base;
-        c.spread = 3;
-        c.pixels = 60;
-        c.options.bandwidth = 0.5;
-        check(c, schedules);
-        c.options.bandwidth = 4;
-        c.options.max_iter = 2;
-        check(c, schedules);
-        c.options.max_iter = 300;
-        c.options.tol = 0.3;
-        check(c, schedules);
-      }
-      {  // too many instances
-        Case c = base;
-        c.clusters = 12;
-        c.pixels = all ? 100 : 300;
-        c.run = 6;
+        c.layout = layout;
         c.images = 2;
-        c.options.min_size = 3;
-        c.spare = -1;
-        check(c, schedules);
-        c.spare = -5;
-        check(c, schedules);
-      }
-      for (const DType dtype : {DType::f32, DType::f64, DType::f16}) {
-        const double huge = dtype == DType::f64 ? 1.7e308 : dtype == DType::f32 ? 3e38 : 6e4;
-        Case c = base;
-        c.dtype = dtype;
-        c.images = 2;
-        c.options.leftovers = Leftovers::nearest;
-        c.options.min_size = 4;
-        check(c, schedules, [&](Buffer& embeddings) {  // what is not finite, or is nearly
-          const double values[] = {std::nan(""),
-                                   std::numeric_limits<double>::infinity(),
-                                   -std::numeric_limits<double>::infinity(),
-                                   huge,
-                                   -huge,
-                                   1e-40};
-          for (int k = 0; k < 60; ++k) {
-            set(embeddings, dtype, draw(0, embeddings.size() - 1), values[draw(0, 5)]);
-          }
-        });
-        // Bandwidths for which no test in float is certain.
-        for (const double scale : {1e-20, 1e18}) {
-          if (dtype == DType::f16) continue;
-          c.options.bandwidth = 1.5 * scale;
-          check(c, schedules, [&](Buffer& embeddings) {
-            for (int64_t i = 0; i < embeddings.size(); ++i) {
-              const double value = dtype == DType::f64
-                                       ? embeddings.as<double>()[i]
-                                       : static_cast<double>(embeddings.as<float>()[i]);
-              set(embeddings, dtype, i, value * scale);
-            }
-          });
-        }
-      }
-      {  // several parts for several blocks
-        Case c = base;
-        c.pixels = 17000;
-        c.run = 100;
-        c.ids = 1;
-        c.foreground = all ? 0.01 : 0.5;
-        c.mask_type = DType::u8;
-        c.options.min_size = 20;
-        check(c, schedules);
-        c.images = 2;
-        c.pixels = 9000;
+        c.channels = layout == kInterleaved ? 8 : 5;
+        c.rough = layout != kStrided;
+        c.pixels = layout == kPlanar && !all ? 300 : 75;
         check(c, schedules);
       }
     }
+    for (const int64_t pixels : {0, 1, 31, 33, all ? 65 : 1025}) {
+      for (const int64_t images : {0, 1, 4}) {
+        Case c = base;
+        c.pixels = pixels;
+        c.images = images;
+        check(c, schedules);
+      }
+    }
+    for (const int64_t channels : {1, 2, 9, 21, 70}) {
+      Case c = base;
+      c.channels = channels;
+      c.spread = 0.05;
+      c.pixels = channels > 9 ? 50 : 100;
+      check(c, schedules);
+    }
+    for (const Leftovers leftovers : {Leftovers::noise, Leftovers::nearest}) {
+      for (const int64_t ids : {0, 1, 7}) {
+        Case c = base;
+        c.images = 3;
+        c.ids = ids;
+        c.mask_type = ids == 1 ? DType::u8 : DType::i64;
+        c.rough = true;
+        c.ragged = leftovers == Leftovers::nearest;
+        c.options.min_size = 9;
+        c.options.leftovers = leftovers;
+        check(c, schedules);
+      }
+    }
+    {  // every pixel of a class of its own
+      Case c = base;
+      c.ids = 1 << 20;
+      c.run = 1;
+      c.pixels = 40;
+      check(c, schedules);
+    }
+    for (const DType dtype : {DType::f32, DType::f64}) {  // distances that equal the bandwidth
+      Case c = base;
+      c.dtype = dtype;
+      c.whole_numbers = true;
+      c.channels = 2;
+      c.options.bandwidth = 2;
+      check(c, schedules);
+    }
+    {  // no two points together, and centres that move far
+      Case c = base;
+      c.spread = 3;
+      c.pixels = 60;
+      c.options.bandwidth = 0.5;
+      check(c, schedules);
+      c.options.bandwidth = 4;
+      c.options.max_iter = 2;
+      check(c, schedules);
+      c.options.max_iter = 300;
+      c.options.tol = 0.3;
+      check(c, schedules);
+    }
+    {  // too many instances
+      Case c = base;
+      c.clusters = 12;
+      c.pixels = all ? 100 : 300;
+      c.run = 6;
+      c.images = 2;
+      c.options.min_size = 3;
+      c.spare = -1;
+      check(c, schedules);
+      c.spare = -5;
+      check(c, schedules);
+    }
+    for (const DType dtype : {DType::f32, DType::f64, DType::f16}) {
+      const double huge = dtype == DType::f64 ? 1.7e308 : dtype == DType::f32 ? 3e38 : 6e4;
+      Case c = base;
+      c.dtype = dtype;
+      c.images = 2;
+      c.options.leftovers = Leftovers::nearest;
+      c.options.min_size = 4;
+      check(c, schedules, [&](Buffer& embeddings) {  // what is not finite, or is nearly
+        const double values[] = {std::nan(""),
+                                 std::numeric_limits<double>::infinity(),
+                                 -std::numeric_limits<double>::infinity(),
+                                 huge,
+                                 -huge,
+                                 1e-40};
+        for (int k = 0; k < 60; ++k) {
+          set(embeddings, dtype, draw(0, embeddings.size() - 1), values[draw(0, 5)]);
+        }
+      });
+      // Bandwidths for which no test in float is certain.
+      for (const double scale : {1e-20, 1e18}) {
+        if (dtype == DType::f16) continue;
+        c.options.bandwidth = 1.5 * scale;
+        check(c, schedules, [&](Buffer& embeddings) {
+          for (int64_t i = 0; i < embeddings.size(); ++i) {
+            const double value = dtype == DType::f64
+                                     ? embeddings.as<double>()[i]
+                                     : static_cast<double>(embeddings.as<float>()[i]);
+            set(embeddings, dtype, i, value * scale);
+          }
+        });
+      }
+    }
+    {  // several parts for several blocks
+      Case c = base;
+      c.pixels = 17000;
+      c.run = 100;
+      c.ids = 1;
+      c.foreground = all ? 0.01 : 0.5;
+      c.mask_type = DType::u8;
+      c.options.min_size = 20;
+      check(c, schedules);
+      c.images = 2;
+      c.pixels = 9000;
+      check(c, schedules);
+    }
+  }
   check_rounds(schedules);
   check_passes();
   // Offsets that are none: nothing is found.
