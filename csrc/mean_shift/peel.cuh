@@ -34,7 +34,7 @@ struct PeelWork {
   int32_t* leaders = nullptr;   // (chunks of all images, kLeaders): pixels, or -1
   int seeds = 1;                // of a round, at most
 
-  // Of a pass, at most.
+  // Numbers that a pass adds up, at most.
   __host__ __device__ int64_t sums(int64_t channels) const { return seeds * (channels + 1); }
 };
 
