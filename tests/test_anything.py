@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -9,6 +10,8 @@ from torch import Tensor
 
 import instembed
 from instembed import reference
+
+pytestmark = pytest.mark.usefixtures("each_device")
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 IDS = st.one_of(st.integers(-3, 6), st.integers(-(2**63), 2**63 - 1))

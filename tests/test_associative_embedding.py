@@ -17,6 +17,8 @@ from instembed._native import core
 from tests.comparing import assert_close, assert_compiles
 from tests.layouts import layouts
 
+pytestmark = pytest.mark.usefixtures("each_device")
+
 # Relative to the largest value.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-7, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 

@@ -20,6 +20,8 @@ from instembed import Grouping
 from instembed._arguments import INTEGER
 from tests.test_label_statistics import HUGE, blobs
 
+pytestmark = pytest.mark.usefixtures("each_device")
+
 
 def grouping_of(labels: Tensor, instances: list[int]) -> Grouping:
     capacity = max(instances, default=0)

@@ -14,6 +14,8 @@ from instembed import reference
 from tests.comparing import assert_close, assert_compiles
 from tests.layouts import layouts
 
+pytestmark = pytest.mark.usefixtures("each_device")
+
 # Relative to the largest value, which is how errors of sums behave.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 

@@ -15,6 +15,8 @@ from instembed import reference
 from instembed._native import core
 from tests.comparing import assert_close
 
+pytestmark = pytest.mark.usefixtures("each_device")
+
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 MODES = ["nearest", "bilinear"]
 

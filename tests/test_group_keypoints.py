@@ -20,6 +20,8 @@ from instembed import Poses, PosesWithDetails, reference
 from instembed._arguments import FLOATING
 from instembed._native import core
 
+pytestmark = pytest.mark.usefixtures("each_device")
+
 group = functools.partial(instembed.group_keypoints, return_details=True)
 definition = importlib.import_module("instembed.reference.group_keypoints")
 

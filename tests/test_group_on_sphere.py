@@ -15,6 +15,8 @@ import instembed
 from instembed import reference
 from instembed._sphere import unit_vectors
 
+pytestmark = pytest.mark.usefixtures("each_device")
+
 
 def directions(count: int, channels: int, clusters: int = 6, noise: float = 0.1) -> Tensor:
     centers = normalize(torch.randn(clusters, channels), dim=1)

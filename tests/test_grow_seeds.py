@@ -12,6 +12,8 @@ import instembed
 from benchmarks.workloads import ellipses, trained_embeddings
 from instembed import SeededGrouping, Seeds, reference
 
+pytestmark = pytest.mark.usefixtures("each_device")
+
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 

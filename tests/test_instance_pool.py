@@ -11,6 +11,8 @@ from instembed import InstanceFeaturesWithIds, reference
 from tests.comparing import assert_compiles
 from tests.layouts import layouts
 
+pytestmark = pytest.mark.usefixtures("each_device")
+
 REDUCTIONS = ["mean", "sum", "max"]
 # Of sums, relative to the sum of magnitudes; of gradients, relative to the value.
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}

@@ -12,6 +12,8 @@ import instembed
 from instembed import reference
 from instembed.readout import BODY_15, COCO_17
 
+pytestmark = pytest.mark.usefixtures("each_device")
+
 LIMBS, ROOT = [(0,), (2, 1), (4, 3)], [1, 3]  # of five joints
 
 

@@ -16,6 +16,8 @@ import instembed
 from instembed import reference
 from tests import cases
 
+pytestmark = pytest.mark.usefixtures("each_device")
+
 ROOT = Path(__file__).parent.parent
 OPS = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("instembed::"))
 

@@ -15,6 +15,8 @@ from benchmarks.workloads import ellipses, trained_embeddings
 from instembed import reference
 from tests.comparing import assert_close, assert_compiles
 
+pytestmark = pytest.mark.usefixtures("each_device")
+
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 TOLERANCE = {torch.float64: (1e-12, 1e-11), torch.float32: (1e-6, 2e-6)}  # of values, of gradients
 

@@ -17,6 +17,8 @@ from instembed._native import core
 from tests.comparing import assert_close, assert_compiles
 from tests.layouts import layouts
 
+pytestmark = pytest.mark.usefixtures("each_device")
+
 # Of points and gradients, relative to the largest value.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 

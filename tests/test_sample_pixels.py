@@ -11,6 +11,8 @@ from benchmarks.workloads import ellipses
 from instembed import reference
 from tests.comparing import assert_compiles
 
+pytestmark = pytest.mark.usefixtures("each_device")
+
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

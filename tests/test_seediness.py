@@ -13,6 +13,8 @@ from benchmarks.workloads import ellipses, trained_embeddings
 from instembed import reference
 from tests.comparing import assert_close, assert_compiles
 
+pytestmark = pytest.mark.usefixtures("each_device")
+
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
