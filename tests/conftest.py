@@ -70,7 +70,7 @@ class _MadeThere(TorchFunctionMode):
     ) -> Any:
         result = function(*args, **(kwargs or {}))
         made = function in self.MAKERS and "device" not in (kwargs or {})
-        return result.to(self.device) if made else result
+        return result.detach().to(self.device).requires_grad_(result.requires_grad) if made else result
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
