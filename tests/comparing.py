@@ -14,6 +14,7 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-6, torch.float16: 1e-3, tor
 
 def assert_close(value: Tensor, expected: Tensor, tolerance: float, least: float = 0.0) -> None:
     """Relative to the largest value expected, or to `least` where all are smaller: zero but for rounding."""
+    value, expected = value.cpu(), expected.cpu()
     assert value.isfinite().all()
     scale = max(expected.abs().max().item() if expected.numel() else 0.0, least)
     torch.testing.assert_close(value.double(), expected, rtol=0, atol=tolerance * scale + 1e-300)
