@@ -47,6 +47,15 @@ def on_cpu(value: Any) -> Any:
     return value
 
 
+def there(value: Any, device: str) -> Any:
+    """Arguments with their tensors on the CPU moved to a device: those that parameters were made there."""
+    if isinstance(value, Tensor):
+        return value.to(device) if value.device.type == "cpu" else value
+    if isinstance(value, dict):
+        return {name: there(item, device) for name, item in value.items()}
+    return type(value)(there(item, device) for item in value) if type(value) in (tuple, list) else value
+
+
 def as_on_cpu(found: Any, expected: Any) -> Any:
     """A result as the CPU gives it: a GPU's tables have room for more instances, which must hold zeros."""
     fields = []
