@@ -58,7 +58,7 @@ class _MadeThere(TorchFunctionMode):
     """Tensors for which no device is named are made by the CPU and moved to one: random ones are the same
     everywhere."""
 
-    NAMES = "arange empty eye from_numpy full linspace ones rand randint randn randperm tensor zeros"
+    NAMES = "arange empty eye full linspace ones rand randint randn randperm tensor zeros"
     MAKERS = frozenset(getattr(torch, name) for name in NAMES.split())
 
     def __init__(self, device: str) -> None:
