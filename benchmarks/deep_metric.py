@@ -34,7 +34,7 @@ def sorted_samples(labels: Tensor, samples: int) -> Tensor:
         order = (ids.double() + torch.rand(len(ids), dtype=torch.float64, device=ids.device)).argsort()
         counts = torch.bincount(ids)
         starts = counts.cumsum(0) - counts
-        steps = torch.arange(samples)
+        steps = torch.arange(samples, device=ids.device)
         valid = steps < counts[1:, None]
         at = order[(starts[1:, None] + steps).clamp(max=len(ids) - 1)]
         rows.append(torch.where(valid, at, -1))
@@ -51,7 +51,7 @@ def scattered_samples(labels: Tensor, samples: int) -> Tensor:
         order = own.argsort(stable=True)
         counts = torch.bincount(own)
         starts = counts.cumsum(0) - counts
-        steps = torch.arange(samples)
+        steps = torch.arange(samples, device=ids.device)
         at = (starts[1:, None] + steps).clamp(max=len(pixels) - 1)
         rows.append(torch.where(steps < counts[1:, None], pixels[order[at]], -1))
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)

@@ -109,7 +109,7 @@ def installed(library: str) -> bool:
 def table(rows: Sequence[Row]) -> str:
     """Milliseconds, how many times faster we are, and how far everyone is from the hardware's speed."""
     lines = [
-        f"{'op':24} {'workload':12} {'what':19} {'contestant':24} {'ms':>10} {'ours is':>9} {'peak MiB':>9} "
+        f"{'op':26} {'workload':12} {'what':19} {'contestant':24} {'ms':>10} {'ours is':>9} {'peak MiB':>9} "
         f"{'limit ms':>9} {'reached':>7}"
     ]
     ours = {(r.op, r.workload, r.what): r.ms for r in rows if r.contestant == OURS}
@@ -120,7 +120,7 @@ def table(rows: Sequence[Row]) -> str:
         limit = "" if row.limit_ms is None else f"{row.limit_ms:.4f}"
         share = "" if row.share is None else f"{row.share:.1%}"
         lines.append(
-            f"{row.op:24} {row.workload:12} {row.what:19} {row.contestant:24} {row.ms:10.3f} {ratio:>9} "
+            f"{row.op:26} {row.workload:12} {row.what:19} {row.contestant:24} {row.ms:10.3f} {ratio:>9} "
             f"{peak:>9} {limit:>9} {share:>7}".rstrip()
         )
     return "\n".join(lines)

@@ -129,7 +129,7 @@ def check(task: Problem, seedings: Sequence[Seeding], rough: bool) -> None:
             labels, ids = found.labels[task.ids > 0], task.ids[task.ids > 0]
             _, counts = torch.stack([labels, ids]).unique(dim=1, return_counts=True)
             kept = int(found.num_instances.sum())
-            share = counts.sort(descending=True).values[:kept].sum() / len(ids)
+            share = counts.sort(descending=True).values[:kept].sum().item() / len(ids)
             assert share > 0.9, f"{seeding}: {share:.3f} of the pixels"
             continue
         images = len(task.ids) if task.ids.dim() > 1 else 1

@@ -181,7 +181,9 @@ def selected(
 def run_select(workload: str, settings: Settings) -> list[Row]:
     task = settings.place(select_task(workload))
     functions: dict[str, Callable[..., Tensor]] = {
-        OURS: lambda *task: instembed.select_seeds(*task, SEEDS["select"]).indices,
+        OURS: lambda embeddings, seediness: (
+            instembed.select_seeds(embeddings, seediness, SEEDS["select"]).indices
+        ),
         "eager": functools.partial(selected, how="eager", step=compilable_step),
         "eager, product": functools.partial(selected, how="product", step=compilable_step),
     }
