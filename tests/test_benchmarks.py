@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,8 +45,10 @@ CUDA_ENTRIES = [entry for entry in ENTRIES if entry.cuda]
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workloads of the same kinds, in which every entry ends in a second."""
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Workloads of the same kinds, in which every entry ends in a second; on one thread, which is enough."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     for name, w in workloads.WORKLOADS.items():
         size = (
             (300,)
@@ -78,6 +80,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seeds, "scene", lambda kind, size, channels, count: scene(kind, (48, 64), 6, 8))
     monkeypatch.setattr(seeds, "SEEDS", {"iou": 16, "select": 10, "grow": 10})
     monkeypatch.setattr(seeds, "CHUNKS", (1024,))
+    yield
+    torch.set_num_threads(threads)
 
 
 def call_each(
