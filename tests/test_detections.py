@@ -374,3 +374,15 @@ def test_bad_input(
 ) -> None:
     with pytest.raises(error, match=message):
         instembed.detections(there(labels, each_device), **there(options, each_device))
+
+
+@pytest.mark.parametrize("number", [3, -1])
+def test_a_grouping_that_did_not_fit_its_capacity(number: int) -> None:
+    """As a GPU tells too many instances and wrong offsets."""
+    grouping = instembed.mean_shift(torch.randn(1, 2, 4, 5), 9.0, max_instances=2)
+    overflowed = grouping._replace(
+        labels=torch.zeros_like(grouping.labels),
+        num_instances=torch.full_like(grouping.num_instances, number),
+    )
+    with pytest.raises(ValueError, match=rf"did not fit.*\[{number}\] and 2 rows"):
+        instembed.detections(overflowed)

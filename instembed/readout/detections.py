@@ -128,7 +128,13 @@ def _labels_of(value: Grouping | SeededGrouping | Tensor) -> tuple[Tensor, list[
             raise ValueError(
                 f"grouping_or_labels must have labels (B, H, W), got shape {tuple(value.labels.shape)}"
             )
-        return value.labels, value.num_instances.tolist()
+        numbers = value.num_instances.tolist()
+        if isinstance(value, Grouping) and not all(0 <= n <= value.counts.shape[1] for n in numbers):
+            raise ValueError(
+                f"grouping_or_labels did not fit: it has num_instances {numbers} and {value.counts.shape[1]} rows. "
+                "Group with a larger max_instances"
+            )
+        return value.labels, numbers
     labels = arguments.check_integer_tensor("grouping_or_labels", value)
     if labels.dim() not in (2, 3):
         raise ValueError(f"grouping_or_labels must be (B, H, W) or (H, W), got shape {tuple(labels.shape)}")
