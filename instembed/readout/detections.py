@@ -131,8 +131,8 @@ def _labels_of(value: Grouping | SeededGrouping | Tensor) -> tuple[Tensor, list[
         numbers = value.num_instances.tolist()
         if isinstance(value, Grouping) and not all(0 <= n <= value.counts.shape[1] for n in numbers):
             raise ValueError(
-                f"grouping_or_labels did not fit: it has num_instances {numbers} and {value.counts.shape[1]} rows. "
-                "Group with a larger max_instances"
+                f"grouping_or_labels did not fit: it has num_instances {numbers} and "
+                f"{value.counts.shape[1]} rows. Group with a larger max_instances"
             )
         return value.labels, numbers
     labels = arguments.check_integer_tensor("grouping_or_labels", value)
