@@ -114,7 +114,7 @@ struct AllPlan : Plan<AllWork<test_t<T>>> {
     this->share(kernel(), images, channels, (pixels + kWarps - 1) / kWarps);
     Workspace workspace(base);
     this->take(&workspace, images, channels, classified, capacity);
-    this->work.modes.take(&workspace, images, channels);
+    this->work.modes.take(&workspace, images, channels, Tiles<test_t<T>>::most(images));
     this->bytes = workspace.used();
   }
 };

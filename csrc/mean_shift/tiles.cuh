@@ -261,6 +261,11 @@ struct DeviceBall {
       const double e = c - static_cast<double>(rounded[d]);
       error2 += e * e;
     }
+    set_certain(bandwidth, channels, error2);
+    return finite;
+  }
+
+  __device__ void set_certain(double bandwidth, int channels, double error2) {
     certain = Certain<S>::of(channels, bandwidth, error2);
     if constexpr (sizeof(S) == sizeof(float)) {
       if (!fits_float(bandwidth)) {  // no test in float is certain
@@ -268,28 +273,35 @@ struct DeviceBall {
         certain.outer2 = static_cast<S>(INFINITY);
       }
     }
-    return finite;
   }
 };
 
 enum class Side { outside, inside, cut };
 
-// The nearest and the farthest point of a box are tested as points: rounding can only agree.
-template <class T, class S>
-__device__ __forceinline__ Side side_of(const Cloud<T, S>& cloud, int64_t tile,
-                                        const DeviceBall<S>& ball) {
+// The box of a tile against the balls about all points of the box from low(d) to high(d). The
+// nearest and the farthest points of both are tested as points: rounding can only agree.
+template <class T, class S, class Low, class High>
+__device__ __forceinline__ Side side_of(const Cloud<T, S>& cloud, int64_t tile, const Low& low,
+                                        const High& high, const Certain<S>& certain) {
   S near2 = 0, far2 = 0;
 #pragma unroll 4
   for (int d = 0; d < cloud.channels; ++d) {
-    const S above = cloud.low(d, tile) - ball.rounded[d];
-    const S below = ball.rounded[d] - cloud.high(d, tile);
+    const S above = cloud.low(d, tile) - high(d);
+    const S below = low(d) - cloud.high(d, tile);
     const S near = above > below ? above : below;  // the box begins there, if it is positive
     const S far = above < below ? above : below;   // minus where it ends
     near2 += near > 0 ? near * near : S(0);
     far2 += far * far;
   }
-  if (near2 > ball.certain.outer2) return Side::outside;
-  return far2 <= ball.certain.inner2 ? Side::inside : Side::cut;
+  if (near2 > certain.outer2) return Side::outside;
+  return far2 <= certain.inner2 ? Side::inside : Side::cut;
+}
+
+template <class T, class S>
+__device__ __forceinline__ Side side_of(const Cloud<T, S>& cloud, int64_t tile,
+                                        const DeviceBall<S>& ball) {
+  const auto center = [&](int d) -> S { return ball.rounded[d]; };
+  return side_of(cloud, tile, center, center, ball.certain);
 }
 
 template <class T, class S>
@@ -312,28 +324,39 @@ struct Members {
   uint32_t active = 0;  // of the tile, if it is of the class that is asked for
   uint32_t inside = 0;  // those in the ball
   bool whole = false;   // the ball has all of them, and the tile's sum is theirs
+  bool cut = false;     // the box does not tell
   int64_t label_class = 0;
 };
 
-// The active points of a class in a ball, in the 32 tiles from `first` on, by a warp.
+// What side(tile) tells of the 32 tiles from `first` on, by a warp.
+template <class T, class S, class SideOf>
+__device__ __forceinline__ Members compare_boxes(const Cloud<T, S>& cloud, int64_t first,
+                                                 int64_t label_class, const SideOf& side_of_tile) {
+  const int64_t tile = first + lane_of_thread();
+  Members members;
+  if (tile >= cloud.tiles()) return members;
+  members.active = cloud.active(tile);
+  members.label_class = cloud.classified() ? cloud.label_class(tile) : 1;
+  if (members.active != 0 && members.label_class == label_class) {
+    const Side side = side_of_tile(tile);
+    members.whole = side == Side::inside;
+    members.inside = members.whole ? members.active : 0;
+    members.cut = side == Side::cut;
+  }
+  return members;
+}
+
+// The active points of a class in a ball, in those of the 32 tiles from `first` on that are
+// `among`, by a warp.
 template <class T, class S>
 __device__ __forceinline__ Members find_members(const Cloud<T, S>& cloud, int64_t first,
-                                                int64_t label_class, const DeviceBall<S>& ball) {
+                                                int64_t label_class, const DeviceBall<S>& ball,
+                                                uint32_t among = kAllLanes) {
   const int lane = lane_of_thread();
-  const int64_t tile = first + lane;
-  Members members;
-  bool cut = false;
-  if (tile < cloud.tiles()) {
-    members.active = cloud.active(tile);
-    members.label_class = cloud.classified() ? cloud.label_class(tile) : 1;
-    if (members.active != 0 && members.label_class == label_class) {
-      const Side side = side_of(cloud, tile, ball);
-      members.whole = side == Side::inside;
-      members.inside = members.whole ? members.active : 0;
-      cut = side == Side::cut;
-    }
-  }
-  for (uint32_t bits = __ballot_sync(kAllLanes, cut); bits; bits &= bits - 1) {
+  Members members = compare_boxes(cloud, first, label_class, [&](int64_t tile) {
+    return among >> lane & 1 ? side_of(cloud, tile, ball) : Side::outside;
+  });
+  for (uint32_t bits = __ballot_sync(kAllLanes, members.cut); bits; bits &= bits - 1) {
     const int k = __ffs(static_cast<int>(bits)) - 1;
     const uint32_t active = __shfl_sync(kAllLanes, members.active, k);
     const bool hit = (active >> lane & 1) && is_member(cloud, (first + k) * kTile + lane, ball);
@@ -344,9 +367,9 @@ __device__ __forceinline__ Members find_members(const Cloud<T, S>& cloud, int64_
 }
 
 // Adds the members of a chunk, channel d to sum[d], by a warp that alone has that sum.
-template <class T, class S>
+template <class T, class S, class Sums>
 __device__ __forceinline__ void add_members(const Cloud<T, S>& cloud, int64_t first,
-                                            const Members& members, SharedPtr<double> sum) {
+                                            const Members& members, Sums sum) {
   const int lane = lane_of_thread();
   const uint32_t partly = __ballot_sync(kAllLanes, members.inside != 0 && !members.whole);
   for (int from = 0; from < cloud.channels; from += kGroup) {
