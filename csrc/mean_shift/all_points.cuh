@@ -54,15 +54,19 @@ class AllPoints {
 
   // Where each trajectory of the class ends.
   __device__ void find_means(int64_t first) {
-    int32_t longest = Certificate<T, S>(all_).run(first);
+    need(Certificate<T, S>(all_).run(first));
     group_.wait();
-    const int32_t climbed = Climber<T, S>(all_).run();
-    longest = reduce_warp(climbed > longest ? climbed : longest, Most{});
-    if (lane_of_thread() == 0 && longest > 0) {
+    need(Climber<T, S>(all_).run());
+    group_.wait();
+  }
+
+  // A trajectory of the thread took so many shifts after the first.
+  __device__ void need(int32_t shifts) {
+    shifts = reduce_warp(shifts, Most{});
+    if (lane_of_thread() == 0 && shifts > 0) {
       atomicMax(reinterpret_cast<unsigned long long*>(instances_.out.iterations + instances_.image),
-                static_cast<unsigned long long>(longest));
+                static_cast<unsigned long long>(shifts));
     }
-    group_.wait();
   }
 
   // Positive if the mean of a is above that of b, channel by channel; 0 if they are equal.
@@ -77,7 +81,7 @@ class AllPoints {
   // By (members, coordinates), descending, until none is left; returns how many are kept. Different
   // members may have the same mean: the count of the last such seed stands.
   __device__ int32_t keep_modes() {
-    const double limit2 = all_.rules.bandwidth * all_.rules.bandwidth;
+    const double limit2 = all_.bandwidth() * all_.bandwidth();
     int32_t kept = 0;
     int64_t suppressor = -1;
     while (true) {
@@ -126,7 +130,7 @@ class AllPoints {
 
   // Each point to the nearest mode, the first of equals, if that is within the bandwidth.
   __device__ void assign(int32_t kept) {
-    const double limit2 = all_.rules.bandwidth * all_.rules.bandwidth;
+    const double limit2 = all_.bandwidth() * all_.bandwidth();
     group_.for_pixels(cloud_.pixels, [&](int64_t i) {
       if (!all_.takes_part(i)) return;
       int32_t nearest = -1;
@@ -171,12 +175,15 @@ template <class T, class S>
 __global__ void __launch_bounds__(kThreads)
     all_points_kernel(Input<T> input, AllWork<S> work, Output out, Rules rules, int blocks) {
   INSTEMBED_SHARED(int64_t, numbers, Group::kNumbers + 1);
+  INSTEMBED_SHARED(double, bandwidth, 1);
+  if (threadIdx.x == 0) bandwidth[0] = rules.bandwidth;
+  __syncthreads();
   DynamicShared shared;
   const int channels = input.channels;
   const SharedPtr<double> sums = shared.take<double>(kWarps * channels);
   const Group::Shared of_group{sums, shared.take<double>(channels), numbers};
   const typename Trajectories<T, S>::Shared of_points{sums, shared.take<double>(kWarps * channels),
-                                                      shared.take<S>(kWarps * channels),
+                                                      shared.take<S>(kWarps * channels), bandwidth,
                                                       numbers + Group::kNumbers};
   Group group(work.exchange, of_group, channels, blocks);
   const int64_t groups = gridDim.x / blocks;

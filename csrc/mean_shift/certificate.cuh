@@ -31,7 +31,7 @@ class Certificate {
   // Tries the points of the class, the first of which is given, in their order. Returns the most
   // shifts after the first that points of the thread need: 0 or 1.
   __device__ int32_t run(int64_t seed) {
-    if (!keeps_squares<S>(all_.rules.bandwidth)) return 0;
+    if (!keeps_squares<S>(all_.bandwidth())) return 0;
     bool moves = false;
     int credit = kCredit;
     for (bool begins = true; seed != INT64_MAX && credit > 0; begins = false) {
@@ -61,11 +61,11 @@ class Certificate {
   // The block's centre is `value(d)`. It lies where the first warp has its own.
   template <class Value>
   __device__ void move_to(Value&& value) const {
-    for (int d = static_cast<int>(threadIdx.x); d < cloud_.channels; d += kThreads) {
+    for_channels(cloud_.channels, static_cast<int>(threadIdx.x), kThreads, [&](int d) {
       const double c = value(d);
       all_.shared.centers[d] = c;
       all_.shared.rounded[d] = static_cast<S>(c);
-    }
+    });
     __syncthreads();
   }
 
@@ -78,7 +78,7 @@ class Certificate {
   // The members of the ball about a point, and their number and sum.
   __device__ void look_about(bool begins) const {
     DeviceBall<S> ball;
-    ball_of(all_.rules.bandwidth, &ball);
+    ball_of(all_.bandwidth(), &ball);
     group_.template pass<true>([&](int64_t from, SharedPtr<double> sum, int* count, First*) {
       const Members members = find_members(cloud_, from, all_.label_class(), ball);
       const int64_t tile = from + lane_of_thread();
@@ -99,21 +99,35 @@ class Certificate {
   __device__ bool test(int32_t members) const {
     // For the rounding of distances here and about any member.
     const double margin = 4 * distance_error<double>(cloud_.channels);
-    DeviceBall<S> core, rest;
-    const bool finite = ball_of(0.5 * all_.rules.bandwidth * (1 - margin), &core) &&
-                        ball_of(1.5 * all_.rules.bandwidth * (1 + margin), &rest);
-    core.certain.outer2 = core.certain.inner2;  // who may be out is out
-    rest.certain.inner2 = rest.certain.outer2;  // who may be in is in
+    DeviceBall<S> ball;
+    bool finite = ball_of(0.5 * all_.bandwidth() * (1 - margin), &ball);
+    const S core2 = ball.certain.inner2;
+    finite = ball_of(1.5 * all_.bandwidth() * (1 + margin), &ball) && finite;
+    ball.certain.inner2 = core2;
     group_.template pass<false>([&](int64_t from, SharedPtr<double>, int* count, First* first) {
-      const int64_t tile = from + lane_of_thread();
-      const bool there = tile < cloud_.tiles();
-      const uint32_t own = there ? found(tile) : 0;
-      if (there) meet_first(tile, {open(tile), all_.label_class()}, first);
-      if (!finite) return;
-      const uint32_t near = find_members(cloud_, from, all_.label_class(), rest).inside;
-      if (!__any_sync(kAllLanes, near != 0)) return;
-      const uint32_t inner = find_members(cloud_, from, all_.label_class(), core).inside;
-      *count += __popc(inner & own) - __popc(near & ~own);
+      const int lane = lane_of_thread();
+      uint32_t own = 0;
+      if (from + lane < cloud_.tiles()) {
+        own = found(from + lane);
+        meet_first(from + lane, {open(from + lane), all_.label_class()}, first);
+      }
+      const Members members = compare_boxes(cloud_, from, all_.label_class(), [&](int64_t tile) {
+        return finite ? side_of(cloud_, tile, ball) : Side::outside;
+      });
+      uint32_t core = members.inside, near = members.inside;
+      for (uint32_t bits = __ballot_sync(kAllLanes, members.cut); bits; bits &= bits - 1) {
+        const int k = __ffs(static_cast<int>(bits)) - 1;
+        const uint32_t active = __shfl_sync(kAllLanes, members.active, k);
+        S squared = 0;
+        if (active >> lane & 1) squared = squared_in_test(cloud_, (from + k) * kTile + lane, ball);
+        const uint32_t in = active & __ballot_sync(kAllLanes, squared <= core2);
+        const uint32_t out = active & __ballot_sync(kAllLanes, squared > ball.certain.outer2);
+        if (lane == k) {
+          core = in;
+          near = active & ~out;
+        }
+      }
+      *count += __popc(core & own) - __popc(near & ~own);
     });
     return group_.count() == members;
   }
@@ -125,12 +139,12 @@ class Certificate {
       if (!(found(i / kTile) >> (i % kTile) & 1)) return;
       const T* point = cloud_.point(i);
       double moved2 = 0;
-      for (int d = 0; d < cloud_.channels; ++d) {
+      for_channels(cloud_.channels, 0, 1, [&](int d) {
         const double c = all_.shared.centers[d];
         const double by = c - static_cast<double>(point[d * cloud_.channel()]);
         moved2 += by * by;
         all_.mean(i)[d] = c;
-      }
+      });
       all_.count(i) = members;
       moves = moves || !all_.stays(moved2);
     });

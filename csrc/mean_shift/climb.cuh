@@ -25,28 +25,29 @@ class Climber {
   __device__ int32_t run() {
     const auto tiles = static_cast<uint32_t>(cloud_.tiles());
     const uint32_t warps = all_.group.blocks * kWarps;
-    // Several warps share the seeds of a tile where there are more warps than tiles.
-    uint32_t parts = 1;
-    while (parts < kTile && 2 * parts * tiles <= warps) parts *= 2;
-    const uint32_t seeds = kAllLanes >> (kTile - kTile / parts);
+    // Where there are more warps than tiles, 2^halvings of them share the seeds of a tile.
+    int halvings = 0;
+    while (halvings < 5 && tiles << (halvings + 1) <= warps) ++halvings;
     int32_t longest = 0;
-    for (uint32_t k = all_.group.block * kWarps + warp_of_thread(); k < tiles * parts; k += warps) {
-      const int32_t shifts = climb(k / parts, seeds << (k % parts * (kTile / parts)));
-      longest = shifts > longest ? shifts : longest;
+    uint32_t k = all_.group.block * kWarps + warp_of_thread();
+    for (; k < tiles << halvings; k += warps) {
+      const int seeds = kTile >> halvings;
+      const int from = static_cast<int>(k * seeds % kTile);
+      climb(k >> halvings, kAllLanes >> (kTile - seeds) << from, &longest);
     }
     return longest;
   }
 
  private:
-  __device__ int32_t climb(uint32_t tile, uint32_t seeds) {
+  __device__ void climb(uint32_t tile, uint32_t seeds, int32_t* longest) {
     const int lane = lane_of_thread();
     const uint32_t i = tile * kTile + lane;
     const bool seed =
         (seeds >> lane & 1) && i < cloud_.pixels && all_.takes_part(i) && all_.count(i) == 0;
     seeds = __ballot_sync(kAllLanes, seed);
-    if (seeds == 0) return 0;
+    if (seeds == 0) return;
     if (seed) {
-      for (int d = 0; d < cloud_.channels; ++d) all_.mean(i)[d] = 0;
+      for_channels(cloud_.channels, 0, 1, [&](int d) { all_.mean(i)[d] = 0; });
     }
     bool alike = true;
     const int32_t members = add_first(tile, seeds, &alike);
@@ -54,39 +55,37 @@ class Climber {
     if (seed) {
       const T* point = cloud_.point(i);
       double moved2 = 0;
-      for (int d = 0; d < cloud_.channels; ++d) {
+      for_channels(cloud_.channels, 0, 1, [&](int d) {
         const double c = (sum_[d] + all_.mean(i)[d]) / static_cast<double>(members);
         const double by = c - static_cast<double>(point[d * cloud_.channel()]);
         moved2 += by * by;
         all_.mean(i)[d] = c;
-      }
+      });
       all_.count(i) = members;
       moves = all_.rules.max_iter > 0 && !all_.stays(moved2);
     }
     __syncwarp();  // the sum has been read
-    int32_t longest = 0;
     for (uint32_t left = __ballot_sync(kAllLanes, moves); left != 0;) {
       const uint32_t next = tile * kTile + __ffs(static_cast<int>(left)) - 1;
       const uint32_t together = alike ? left : left & (0u - left);
       const int32_t shifts = follow(next);
-      longest = shifts > longest ? shifts : longest;
+      if (shifts > *longest) *longest = shifts;
       if ((together >> lane & 1) && i != next) {
-        for (int d = 0; d < cloud_.channels; ++d) all_.mean(i)[d] = all_.mean(next)[d];
+        for_channels(cloud_.channels, 0, 1, [&](int d) { all_.mean(i)[d] = all_.mean(next)[d]; });
         all_.count(i) = all_.count(next);
       }
       left &= ~together;
     }
-    return longest;
   }
 
   // The first shift of a tile's seeds. The lane learns how many members its seed has. Their sum is
   // sum_, of those that all seeds have, and the seed's mean, of others.
   __device__ int32_t add_first(uint32_t tile, uint32_t seeds, bool* alike) {
     const int lane = lane_of_thread();
-    for (int d = lane; d < cloud_.channels; d += kWarp) sum_[d] = 0.0;
+    for_channels(cloud_.channels, lane, kWarp, [&](int d) { sum_[d] = 0.0; });
     __syncwarp();
-    ball_.bandwidth2 = all_.rules.bandwidth * all_.rules.bandwidth;
-    ball_.set_certain(all_.rules.bandwidth, cloud_.channels, 0);
+    ball_.bandwidth2 = all_.bandwidth() * all_.bandwidth();
+    ball_.set_certain(all_.bandwidth(), cloud_.channels, 0);
     const auto low = [&](int d) { return cloud_.low(d, tile); };
     const auto high = [&](int d) { return cloud_.high(d, tile); };
     int32_t common = 0, own = 0;
@@ -125,11 +124,11 @@ class Climber {
   // The warp's centre is `value(d)`.
   template <class Value>
   __device__ void move_to(Value&& value) {
-    for (int d = lane_of_thread(); d < cloud_.channels; d += kWarp) {
+    for_channels(cloud_.channels, lane_of_thread(), kWarp, [&](int d) {
       const double c = value(d);
       ball_.center[d] = c;
       ball_.rounded[d] = static_cast<S>(c);
-    }
+    });
     __syncwarp();
   }
 
@@ -139,25 +138,25 @@ class Climber {
     move_to([&](int d) { return all_.mean(i)[d]; });
     int32_t members = 0, shift = 1;
     for (;; ++shift) {
-      for (int d = lane; d < channels; d += kWarp) sum_[d] = 0.0;
+      for_channels(channels, lane, kWarp, [&](int d) { sum_[d] = 0.0; });
       __syncwarp();
-      members = ball_.prepare(all_.rules.bandwidth, channels) ? add_all() : 0;
+      members = ball_.prepare(all_.bandwidth(), channels) ? add_all() : 0;
       __syncwarp();  // the sum is complete
       if (members == 0) break;
-      for (int d = lane; d < channels; d += kWarp) {
+      for_channels(channels, lane, kWarp, [&](int d) {
         sum_[d] = static_cast<double>(sum_[d]) / static_cast<double>(members);
-      }
+      });
       __syncwarp();
       double moved2 = 0;
-      for (int d = 0; d < channels; ++d) {
+      for_channels(channels, 0, 1, [&](int d) {
         const double by = static_cast<double>(sum_[d]) - static_cast<double>(ball_.center[d]);
         moved2 += by * by;
-      }
+      });
       __syncwarp();  // the centre has been read
       move_to([&](int d) -> double { return sum_[d]; });
       if (all_.stays(moved2) || shift == all_.rules.max_iter) break;
     }
-    for (int d = lane; d < channels; d += kWarp) all_.mean(i)[d] = ball_.center[d];
+    for_channels(channels, lane, kWarp, [&](int d) { all_.mean(i)[d] = ball_.center[d]; });
     if (lane == 0) all_.count(i) = members;
     __syncwarp();
     return shift;

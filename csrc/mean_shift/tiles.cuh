@@ -170,6 +170,13 @@ __device__ __forceinline__ A reduce_group(Value&& value, Op op) {
   return op(all, __shfl_xor_sync(kAllLanes, all, 1));
 }
 
+// visit(d) for channels first, first + step, ...: not unrolled, which costs registers.
+template <class Visit>
+__device__ __forceinline__ void for_channels(int channels, int first, int step, Visit&& visit) {
+#pragma unroll 1
+  for (int d = first; d < channels; d += step) visit(d);
+}
+
 // What is left of a tile, as a lane knows it.
 struct Left {
   uint32_t active = 0;
@@ -304,9 +311,10 @@ __device__ __forceinline__ Side side_of(const Cloud<T, S>& cloud, int64_t tile,
   return side_of(cloud, tile, center, center, ball.certain);
 }
 
+// From a point to the rounded centre.
 template <class T, class S>
-__device__ __forceinline__ bool is_member(const Cloud<T, S>& cloud, int64_t i,
-                                          const DeviceBall<S>& ball) {
+__device__ __forceinline__ S squared_in_test(const Cloud<T, S>& cloud, int64_t i,
+                                             const DeviceBall<S>& ball) {
   const T* point = cloud.point(i);
   S squared = 0;
 #pragma unroll 4
@@ -314,9 +322,17 @@ __device__ __forceinline__ bool is_member(const Cloud<T, S>& cloud, int64_t i,
     const S difference = static_cast<S>(point[d * cloud.channel()]) - ball.rounded[d];
     squared += difference * difference;
   }
+  return squared;
+}
+
+template <class T, class S>
+__device__ __forceinline__ bool is_member(const Cloud<T, S>& cloud, int64_t i,
+                                          const DeviceBall<S>& ball) {
+  const S squared = squared_in_test(cloud, i, ball);
   if (squared <= ball.certain.inner2) return true;
   if (!(squared <= ball.certain.outer2)) return false;
-  return squared_distance(point, cloud.channel(), ball.center, cloud.channels) <= ball.bandwidth2;
+  return squared_distance(cloud.point(i), cloud.channel(), ball.center, cloud.channels) <=
+         ball.bandwidth2;
 }
 
 // A chunk, as the lane sees it whose tile is `tile`.
@@ -373,22 +389,22 @@ __device__ __forceinline__ void add_members(const Cloud<T, S>& cloud, int64_t fi
   const int lane = lane_of_thread();
   const uint32_t partly = __ballot_sync(kAllLanes, members.inside != 0 && !members.whole);
   for (int from = 0; from < cloud.channels; from += kGroup) {
+    const int left = cloud.channels - from;
     double values[kGroup];
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) {
-      values[k] =
-          members.whole && from + k < cloud.channels ? cloud.sum(from + k, first + lane) : 0.0;
+      values[k] = members.whole && k < left ? cloud.sum(from + k, first + lane) : 0.0;
     }
     for (uint32_t bits = partly; bits; bits &= bits - 1) {
       const int tile = __ffs(static_cast<int>(bits)) - 1;
       const uint32_t inside = __shfl_sync(kAllLanes, members.inside, tile);
       if (inside >> lane & 1) {
-        const T* point = cloud.point((first + tile) * kTile + lane);
+        // A step at a time: offsets of all channels would take registers.
+        const T* x = cloud.point((first + tile) * kTile + lane) + from * cloud.channel();
 #pragma unroll
         for (int k = 0; k < kGroup; ++k) {
-          if (from + k < cloud.channels) {
-            values[k] += static_cast<double>(point[(from + k) * cloud.channel()]);
-          }
+          if (k < left) values[k] += static_cast<double>(*x);
+          x += cloud.channel();
         }
       }
     }

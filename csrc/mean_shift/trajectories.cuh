@@ -29,7 +29,9 @@ struct Trajectories {
   struct Shared {
     SharedPtr<double> sums, centers;  // (kWarps, channels)
     SharedPtr<S> rounded;             // (kWarps, channels)
-    SharedPtr<int64_t> label_class;   // that is grouped; not in a register: they are all taken
+    // Not in registers, which are all taken: nor is what follows from them.
+    SharedPtr<double> bandwidth;
+    SharedPtr<int64_t> label_class;  // that is grouped
   };
 
   const Cloud<T, S>& cloud;
@@ -42,6 +44,7 @@ struct Trajectories {
     return modes.means + (cloud.start + i) * cloud.channels;
   }
   __device__ int32_t& count(int64_t i) const { return modes.counts[cloud.start + i]; }
+  __device__ double bandwidth() const { return shared.bandwidth[0]; }
   __device__ int64_t label_class() const { return shared.label_class[0]; }
   // Whether a pixel is of the class that is grouped.
   __device__ bool takes_part(int64_t i) const {
@@ -50,7 +53,7 @@ struct Trajectories {
            (!cloud.classified() || cloud.label_class(tile) == label_class());
   }
   // Whether a trajectory whose shift has this square stays.
-  __device__ bool stays(double moved2) const { return sqrt(moved2) <= rules.tol * rules.bandwidth; }
+  __device__ bool stays(double moved2) const { return sqrt(moved2) <= rules.tol * bandwidth(); }
 };
 
 }  // namespace instembed::mean_shift::device
