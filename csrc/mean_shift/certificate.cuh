@@ -53,7 +53,7 @@ class Certificate {
   // How many more attempts may fail than succeed. All blocks wait for each other in an attempt,
   // while a trajectory has a warp, so points without clusters are better followed; as are clusters
   // of a few points, which count as failures.
-  static constexpr int kCredit = 17;
+  static constexpr int kCredit = 8;
 
   __device__ uint32_t& open(int64_t tile) const { return all_.modes.open[cloud_.first + tile]; }
   __device__ uint32_t& found(int64_t tile) const { return all_.modes.found[cloud_.first + tile]; }
@@ -97,12 +97,13 @@ class Certificate {
   // Whether all members are certainly within h/2 of their mean and all others certainly beyond
   // 1.5 h. Also finds the first point that is open.
   __device__ bool test(int32_t members) const {
-    // For the rounding of distances here and about any member.
-    const double margin = 4 * distance_error<double>(cloud_.channels);
+    // More than distances here and about any member are rounded by, however many channels fit. A
+    // constant, for the registers' sake.
+    constexpr double margin = 1e-9;
     DeviceBall<S> ball;
-    bool finite = ball_of(0.5 * all_.bandwidth() * (1 - margin), &ball);
+    bool finite = ball_of(0.5 * (1 - margin) * all_.bandwidth(), &ball);
     const S core2 = ball.certain.inner2;
-    finite = ball_of(1.5 * all_.bandwidth() * (1 + margin), &ball) && finite;
+    finite = ball_of(1.5 * (1 + margin) * all_.bandwidth(), &ball) && finite;
     ball.certain.inner2 = core2;
     group_.template pass<false>([&](int64_t from, SharedPtr<double>, int* count, First* first) {
       const int lane = lane_of_thread();
