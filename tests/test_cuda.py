@@ -324,11 +324,18 @@ def test_grouping_at_the_bandwidth_itself(device: str, seeding: str) -> None:
             assert_same_groups(embeddings, device, bandwidth, seeding=seeding)
 
 
-@pytest.mark.parametrize("options", [{}, {"max_iter": 0}, {"max_iter": 1}, {"tol": 0.0}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"max_iter": 1}, {"tol": 0.0}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_grouping_of_clusters_apart_and_not(device: str, dtype: torch.dtype, options: dict) -> None:
     """The certificate holds for the first, third and last kind; sums are exact."""
-    kinds = ([-0.125, 0.125], [-1.25, 0, 1.25], [-0.75, 0.75, 9, 9], [-0.75, 0.75, 2.25], [-0.625, 0.625, 2], [0])
+    kinds = (
+        [-0.125, 0.125],
+        [-1.25, 0, 1.25],
+        [-0.75, 0.75, 9, 9],
+        [-0.75, 0.75, 2.25],
+        [-0.625, 0.625, 2],
+        [0],
+    )
     points = torch.tensor([[x, 0, 20.0 * k] for k, kind in enumerate(kinds) for x in kind], dtype=dtype)
     points = points[torch.randint(len(points), (150,))]
     assert_same_groups(points, device, seeding="all", **options)
