@@ -127,6 +127,7 @@ class Group {
       if (with_sums) {
         for (int d = tid; d < channels_; d += kThreads) {
           double sum = 0;
+#pragma unroll 4  // more would cost registers
           for (int w = 0; w < kWarps; ++w) sum += shared_.warp_sums[w * channels_ + d];
           sums[d * kParts + part] = sum;
         }

@@ -19,7 +19,7 @@ namespace instembed::mean_shift::device {
 
 using namespace cuda;
 
-constexpr int kThreads = 512;
+constexpr int kThreads = 384;  // 512 would leave each 128 registers, which are a few too few
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kTile = kWarp;   // pixels
 constexpr int kChunk = kWarp;  // tiles
@@ -170,6 +170,13 @@ __device__ __forceinline__ A reduce_group(Value&& value, Op op) {
   return op(all, __shfl_xor_sync(kAllLanes, all, 1));
 }
 
+// visit(d) for channels first, first + step, ...: not unrolled, which costs registers.
+template <class Visit>
+__device__ __forceinline__ void for_channels(int channels, int first, int step, Visit&& visit) {
+#pragma unroll 1
+  for (int d = first; d < channels; d += step) visit(d);
+}
+
 // What is left of a tile, as a lane knows it.
 struct Left {
   uint32_t active = 0;
@@ -261,6 +268,11 @@ struct DeviceBall {
       const double e = c - static_cast<double>(rounded[d]);
       error2 += e * e;
     }
+    set_certain(bandwidth, channels, error2);
+    return finite;
+  }
+
+  __device__ void set_certain(double bandwidth, int channels, double error2) {
     certain = Certain<S>::of(channels, bandwidth, error2);
     if constexpr (sizeof(S) == sizeof(float)) {
       if (!fits_float(bandwidth)) {  // no test in float is certain
@@ -268,33 +280,41 @@ struct DeviceBall {
         certain.outer2 = static_cast<S>(INFINITY);
       }
     }
-    return finite;
   }
 };
 
 enum class Side { outside, inside, cut };
 
-// The nearest and the farthest point of a box are tested as points: rounding can only agree.
-template <class T, class S>
-__device__ __forceinline__ Side side_of(const Cloud<T, S>& cloud, int64_t tile,
-                                        const DeviceBall<S>& ball) {
+// The box of a tile against the balls about all points of the box from low(d) to high(d). The
+// nearest and the farthest points of both are tested as points: rounding can only agree.
+template <class T, class S, class Low, class High>
+__device__ __forceinline__ Side side_of(const Cloud<T, S>& cloud, int64_t tile, const Low& low,
+                                        const High& high, const Certain<S>& certain) {
   S near2 = 0, far2 = 0;
 #pragma unroll 4
   for (int d = 0; d < cloud.channels; ++d) {
-    const S above = cloud.low(d, tile) - ball.rounded[d];
-    const S below = ball.rounded[d] - cloud.high(d, tile);
+    const S above = cloud.low(d, tile) - high(d);
+    const S below = low(d) - cloud.high(d, tile);
     const S near = above > below ? above : below;  // the box begins there, if it is positive
     const S far = above < below ? above : below;   // minus where it ends
     near2 += near > 0 ? near * near : S(0);
     far2 += far * far;
   }
-  if (near2 > ball.certain.outer2) return Side::outside;
-  return far2 <= ball.certain.inner2 ? Side::inside : Side::cut;
+  if (near2 > certain.outer2) return Side::outside;
+  return far2 <= certain.inner2 ? Side::inside : Side::cut;
 }
 
 template <class T, class S>
-__device__ __forceinline__ bool is_member(const Cloud<T, S>& cloud, int64_t i,
-                                          const DeviceBall<S>& ball) {
+__device__ __forceinline__ Side side_of(const Cloud<T, S>& cloud, int64_t tile,
+                                        const DeviceBall<S>& ball) {
+  const auto center = [&](int d) -> S { return ball.rounded[d]; };
+  return side_of(cloud, tile, center, center, ball.certain);
+}
+
+// From a point to the rounded centre.
+template <class T, class S>
+__device__ __forceinline__ S squared_in_test(const Cloud<T, S>& cloud, int64_t i,
+                                             const DeviceBall<S>& ball) {
   const T* point = cloud.point(i);
   S squared = 0;
 #pragma unroll 4
@@ -302,9 +322,17 @@ __device__ __forceinline__ bool is_member(const Cloud<T, S>& cloud, int64_t i,
     const S difference = static_cast<S>(point[d * cloud.channel()]) - ball.rounded[d];
     squared += difference * difference;
   }
+  return squared;
+}
+
+template <class T, class S>
+__device__ __forceinline__ bool is_member(const Cloud<T, S>& cloud, int64_t i,
+                                          const DeviceBall<S>& ball) {
+  const S squared = squared_in_test(cloud, i, ball);
   if (squared <= ball.certain.inner2) return true;
   if (!(squared <= ball.certain.outer2)) return false;
-  return squared_distance(point, cloud.channel(), ball.center, cloud.channels) <= ball.bandwidth2;
+  return squared_distance(cloud.point(i), cloud.channel(), ball.center, cloud.channels) <=
+         ball.bandwidth2;
 }
 
 // A chunk, as the lane sees it whose tile is `tile`.
@@ -312,28 +340,39 @@ struct Members {
   uint32_t active = 0;  // of the tile, if it is of the class that is asked for
   uint32_t inside = 0;  // those in the ball
   bool whole = false;   // the ball has all of them, and the tile's sum is theirs
+  bool cut = false;     // the box does not tell
   int64_t label_class = 0;
 };
 
-// The active points of a class in a ball, in the 32 tiles from `first` on, by a warp.
+// What side(tile) tells of the 32 tiles from `first` on, by a warp.
+template <class T, class S, class SideOf>
+__device__ __forceinline__ Members compare_boxes(const Cloud<T, S>& cloud, int64_t first,
+                                                 int64_t label_class, const SideOf& side_of_tile) {
+  const int64_t tile = first + lane_of_thread();
+  Members members;
+  if (tile >= cloud.tiles()) return members;
+  members.active = cloud.active(tile);
+  members.label_class = cloud.classified() ? cloud.label_class(tile) : 1;
+  if (members.active != 0 && members.label_class == label_class) {
+    const Side side = side_of_tile(tile);
+    members.whole = side == Side::inside;
+    members.inside = members.whole ? members.active : 0;
+    members.cut = side == Side::cut;
+  }
+  return members;
+}
+
+// The active points of a class in a ball, in those of the 32 tiles from `first` on that are
+// `among`, by a warp.
 template <class T, class S>
 __device__ __forceinline__ Members find_members(const Cloud<T, S>& cloud, int64_t first,
-                                                int64_t label_class, const DeviceBall<S>& ball) {
+                                                int64_t label_class, const DeviceBall<S>& ball,
+                                                uint32_t among = kAllLanes) {
   const int lane = lane_of_thread();
-  const int64_t tile = first + lane;
-  Members members;
-  bool cut = false;
-  if (tile < cloud.tiles()) {
-    members.active = cloud.active(tile);
-    members.label_class = cloud.classified() ? cloud.label_class(tile) : 1;
-    if (members.active != 0 && members.label_class == label_class) {
-      const Side side = side_of(cloud, tile, ball);
-      members.whole = side == Side::inside;
-      members.inside = members.whole ? members.active : 0;
-      cut = side == Side::cut;
-    }
-  }
-  for (uint32_t bits = __ballot_sync(kAllLanes, cut); bits; bits &= bits - 1) {
+  Members members = compare_boxes(cloud, first, label_class, [&](int64_t tile) {
+    return among >> lane & 1 ? side_of(cloud, tile, ball) : Side::outside;
+  });
+  for (uint32_t bits = __ballot_sync(kAllLanes, members.cut); bits; bits &= bits - 1) {
     const int k = __ffs(static_cast<int>(bits)) - 1;
     const uint32_t active = __shfl_sync(kAllLanes, members.active, k);
     const bool hit = (active >> lane & 1) && is_member(cloud, (first + k) * kTile + lane, ball);
@@ -344,28 +383,28 @@ __device__ __forceinline__ Members find_members(const Cloud<T, S>& cloud, int64_
 }
 
 // Adds the members of a chunk, channel d to sum[d], by a warp that alone has that sum.
-template <class T, class S>
+template <class T, class S, class Sums>
 __device__ __forceinline__ void add_members(const Cloud<T, S>& cloud, int64_t first,
-                                            const Members& members, SharedPtr<double> sum) {
+                                            const Members& members, Sums sum) {
   const int lane = lane_of_thread();
   const uint32_t partly = __ballot_sync(kAllLanes, members.inside != 0 && !members.whole);
   for (int from = 0; from < cloud.channels; from += kGroup) {
+    const int left = cloud.channels - from;
     double values[kGroup];
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) {
-      values[k] =
-          members.whole && from + k < cloud.channels ? cloud.sum(from + k, first + lane) : 0.0;
+      values[k] = members.whole && k < left ? cloud.sum(from + k, first + lane) : 0.0;
     }
     for (uint32_t bits = partly; bits; bits &= bits - 1) {
       const int tile = __ffs(static_cast<int>(bits)) - 1;
       const uint32_t inside = __shfl_sync(kAllLanes, members.inside, tile);
       if (inside >> lane & 1) {
-        const T* point = cloud.point((first + tile) * kTile + lane);
+        // A step at a time: offsets of all channels would take registers.
+        const T* x = cloud.point((first + tile) * kTile + lane) + from * cloud.channel();
 #pragma unroll
         for (int k = 0; k < kGroup; ++k) {
-          if (from + k < cloud.channels) {
-            values[k] += static_cast<double>(point[(from + k) * cloud.channel()]);
-          }
+          if (k < left) values[k] += static_cast<double>(*x);
+          x += cloud.channel();
         }
       }
     }
