@@ -324,6 +324,26 @@ def test_grouping_at_the_bandwidth_itself(device: str, seeding: str) -> None:
             assert_same_groups(embeddings, device, bandwidth, seeding=seeding)
 
 
+@pytest.mark.parametrize("options", [{}, {"max_iter": 1}, {"tol": 0.0}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_grouping_of_clusters_apart_and_not(device: str, dtype: torch.dtype, options: dict) -> None:
+    """The certificate holds for the first, third and last kind; sums are exact."""
+    kinds = (
+        [-0.125, 0.125],
+        [-1.25, 0, 1.25],
+        [-0.75, 0.75, 9, 9],
+        [-0.75, 0.75, 2.25],
+        [-0.625, 0.625, 2],
+        [0],
+    )
+    points = torch.tensor([[x, 0, 20.0 * k] for k, kind in enumerate(kinds) for x in kind], dtype=dtype)
+    points = points[torch.randint(len(points), (150,))]
+    assert_same_groups(points, device, seeding="all", **options)
+    mask = torch.randint(0, 3, (150,))
+    offsets = torch.tensor([0, 60, 60, 150])
+    assert_same_groups(points, device, seeding="all", mask=mask, offsets=offsets, min_size=2, **options)
+
+
 @SEEDINGS
 def test_grouping_of_too_many_instances(device: str, seeding: str) -> None:
     embeddings = 9.0 * torch.arange(40).reshape(1, 1, 40).repeat(2, 2, 1)

@@ -96,13 +96,21 @@ class Group {
   }
 
   // visit(first tile, the warp's sum, &count, &first) for each chunk of the block, by a warp, whose
-  // lanes count what is theirs. Then the image's `n` sums (if `with_sums`), the count and the first
-  // point (if `with_first`) are known to all blocks, by total(), count() and first().
+  // lanes count what is theirs. Then the image's `n` sums (if `with_sums`; as many as can be, if
+  // it is not told), the count and the first point (if `with_first`) are known to all blocks, by
+  // total(), count() and first().
   template <bool with_sums, bool with_first = !with_sums, class Visit>
-  __device__ void pass(Visit&& visit, int n = 0) {
+  __device__ void pass(Visit&& visit) {
+    pass<with_sums, with_first>(visit, most_sums_);
+  }
+  template <bool with_sums, bool with_first = !with_sums, class Visit>
+  __device__ void pass(Visit&& visit, int n) {
     const int tid = static_cast<int>(threadIdx.x);
     const int lane = lane_of_thread(), warp = warp_of_thread();
     const SharedPtr<double> own = shared_.warp_sums + warp * n;
+    const int64_t place = 2 * index + phase_;
+    double* const sums = exchange_.sums + place * most_sums_ * kParts;
+    int64_t* const numbers = exchange_.numbers + place * 3 * kParts;
     for (int part = block; part < parts_; part += blocks) {
       if (with_sums) {
         for (int d = lane; d < n; d += kWarp) own[d] = 0.0;
@@ -121,11 +129,10 @@ class Group {
         shared_.numbers[2 * kWarps + warp] = first.pixel;
       }
       __syncthreads();
-      double* const sums = sums_here();  // not before, where it would cost registers
-      int64_t* const numbers = numbers_here();
       if (with_sums) {
         for (int d = tid; d < n; d += kThreads) {
           double sum = 0;
+#pragma unroll 4  // more would cost registers
           for (int w = 0; w < kWarps; ++w) sum += shared_.warp_sums[w * n + d];
           sums[d * kParts + part] = sum;
         }
@@ -144,8 +151,6 @@ class Group {
       __syncthreads();
     }
     wait();
-    const double* const sums = sums_here();
-    const int64_t* const numbers = numbers_here();
     if (with_sums) {
       for (int d = warp; d < n; d += kWarps) {
         double sum = 0;
@@ -178,7 +183,7 @@ class Group {
   template <class Take, class Better>
   __device__ int64_t best(int64_t pixels, Take&& take, Better&& better) {
     const int lane = lane_of_thread(), warp = warp_of_thread();
-    int64_t* const numbers = numbers_here();
+    int64_t* const numbers = exchange_.numbers + (2 * index + phase_) * 3 * kParts;
     const auto reduce = [&](int64_t mine) {
 #pragma unroll
       for (int other = kWarp / 2; other > 0; other /= 2) {
@@ -234,12 +239,6 @@ class Group {
   const int block, blocks, index;
 
  private:
-  __device__ double* sums_here() const {
-    return exchange_.sums + int64_t{2 * index + phase_} * most_sums_ * kParts;
-  }
-  __device__ int64_t* numbers_here() const {
-    return exchange_.numbers + int64_t{2 * index + phase_} * 3 * kParts;
-  }
   template <class Visit>
   __device__ void for_pixels_of(int part, int64_t pixels, Visit&& visit) {
     for (int c = part + parts_ * warp_of_thread(); c < chunks_; c += parts_ * kWarps) {

@@ -47,7 +47,7 @@ struct Instances {
     }
     if (!keep) return;
     const int64_t row = image * out.capacity + kept - 1;
-    for (int d = tid; d < cloud.channels; d += kThreads) {
+    for_channels(cloud.channels, tid, kThreads, [&](int d) {
       const double value = center[d];
       clusters.centers[row * cloud.channels + d] = value;
       if (out.wide) {
@@ -55,7 +55,7 @@ struct Instances {
       } else {
         static_cast<float*>(out.centers)[row * cloud.channels + d] = static_cast<float>(value);
       }
-    }
+    });
     if (tid == 0) {
       out.counts[row] = count;
       clusters.classes[row] = label_class;

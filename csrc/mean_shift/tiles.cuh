@@ -19,7 +19,7 @@ namespace instembed::mean_shift::device {
 
 using namespace cuda;
 
-constexpr int kThreads = 512;
+constexpr int kThreads = 384;  // 512 would leave each 128 registers, which are a few too few
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kTile = kWarp;   // pixels
 constexpr int kChunk = kWarp;  // tiles
@@ -74,32 +74,30 @@ template <class T, class S>
 struct Cloud {
   const Input<T>& input;
   const Tiles<S>& all;
-  int64_t image;
-  int64_t base;   // of pixel 0
-  int64_t first;  // tile
-  int64_t start;  // of its pixels in the batch
-  int32_t pixels;
+  int64_t base, mask_base;  // of pixel 0
+  int64_t first;            // tile
+  int64_t start, pixels;    // start: of its pixels in the batch
   int channels;
 
   __device__ Cloud(const Input<T>& input, const Tiles<S>& all, int64_t image)
       : input(input),
         all(all),
-        image(image),
         base(input.strides.at(input.images, image)),
-        pixels(static_cast<int32_t>(input.images.count(image))),
+        mask_base(input.mask_strides.at(input.images, image)),
+        pixels(input.images.count(image)),
         channels(input.channels) {
     start = pixels > 0 ? input.images.start(image) : 0;
     first = input.images.offsets ? start / kTile + image : image * tiles();
   }
-  __device__ int64_t tiles() const { return (static_cast<uint32_t>(pixels) + kTile - 1) / kTile; }
+
+  __device__ int64_t tiles() const { return (pixels + kTile - 1) / kTile; }
   __device__ const T* point(int64_t i) const {
     return input.embeddings + base + i * input.strides.pixel;
   }
   __device__ int64_t channel() const { return input.strides.channel; }
   __device__ int64_t class_of(int64_t i) const {
     return input.mask
-               ? load_id(input.mask, input.mask_type,
-                         input.mask_strides.at(input.images, image) + i * input.mask_strides.pixel)
+               ? load_id(input.mask, input.mask_type, mask_base + i * input.mask_strides.pixel)
                : 1;
   }
 
@@ -170,6 +168,13 @@ __device__ __forceinline__ A reduce_group(Value&& value, Op op) {
   }
   const A all = op(values[0], __shfl_xor_sync(kAllLanes, values[0], 2));
   return op(all, __shfl_xor_sync(kAllLanes, all, 1));
+}
+
+// visit(d) for channels first, first + step, ...: not unrolled, which costs registers.
+template <class Visit>
+__device__ __forceinline__ void for_channels(int channels, int first, int step, Visit&& visit) {
+#pragma unroll 1
+  for (int d = first; d < channels; d += step) visit(d);
 }
 
 // What is left of a tile, as a lane knows it.
@@ -275,8 +280,12 @@ struct DeviceBall {
       const double e = c - static_cast<double>(rounded[d]);
       error2 += e * e;
     }
-    certain = certain_of<S>(channels, bandwidth, error2);
+    set_certain(bandwidth, channels, error2);
     return finite;
+  }
+
+  __device__ void set_certain(double bandwidth, int channels, double error2) {
+    certain = certain_of<S>(channels, bandwidth, error2);
   }
 };
 
@@ -301,35 +310,107 @@ struct PointBall {
 
 enum class Side { outside, inside, cut };
 
-// The nearest and the farthest point of a box are tested as points: rounding can only agree.
-template <class T, class S, class Ball>
-__device__ __forceinline__ Side side_of(const Cloud<T, S>& cloud, int64_t tile, const Ball& ball) {
+// The box of a tile against the balls about all points of the box from low(d) to high(d). The
+// nearest and the farthest points of both are tested as points: rounding can only agree.
+template <class T, class S, class Low, class High>
+__device__ __forceinline__ Side side_of(const Cloud<T, S>& cloud, int64_t tile, const Low& low,
+                                        const High& high, const Certain<S>& certain) {
   S near2 = 0, far2 = 0;
-#pragma unroll 2  // more costs registers
+#pragma unroll 4
   for (int d = 0; d < cloud.channels; ++d) {
-    const S above = cloud.low(d, tile) - ball.rounded[d];
-    const S below = ball.rounded[d] - cloud.high(d, tile);
+    const S above = cloud.low(d, tile) - high(d);
+    const S below = low(d) - cloud.high(d, tile);
     const S near = above > below ? above : below;  // the box begins there, if it is positive
     const S far = above < below ? above : below;   // minus where it ends
     near2 += near > 0 ? near * near : S(0);
     far2 += far * far;
   }
-  if (near2 > ball.certain.outer2) return Side::outside;
-  return far2 <= ball.certain.inner2 ? Side::inside : Side::cut;
+  if (near2 > certain.outer2) return Side::outside;
+  return far2 <= certain.inner2 ? Side::inside : Side::cut;
 }
 
 template <class T, class S, class Ball>
-__device__ __forceinline__ bool is_member(const Cloud<T, S>& cloud, int64_t i, const Ball& ball) {
+__device__ __forceinline__ Side side_of(const Cloud<T, S>& cloud, int64_t tile, const Ball& ball) {
+  const auto center = [&](int d) -> S { return ball.rounded[d]; };
+  return side_of(cloud, tile, center, center, ball.certain);
+}
+
+// From a point to the rounded centre.
+template <class T, class S, class Ball>
+__device__ __forceinline__ S squared_in_test(const Cloud<T, S>& cloud, int64_t i,
+                                             const Ball& ball) {
   const T* point = cloud.point(i);
   S squared = 0;
-#pragma unroll 2  // more costs registers
+#pragma unroll 4
   for (int d = 0; d < cloud.channels; ++d) {
     const S difference = static_cast<S>(point[d * cloud.channel()]) - ball.rounded[d];
     squared += difference * difference;
   }
+  return squared;
+}
+
+template <class T, class S, class Ball>
+__device__ __forceinline__ bool is_member(const Cloud<T, S>& cloud, int64_t i, const Ball& ball) {
+  const S squared = squared_in_test(cloud, i, ball);
   if (squared <= ball.certain.inner2) return true;
-  if (sizeof(S) == sizeof(double) || !(squared <= ball.certain.outer2)) return false;
-  return squared_distance(point, cloud.channel(), ball.center, cloud.channels) <= ball.bandwidth2;
+  if (!(squared <= ball.certain.outer2)) return false;
+  return squared_distance(cloud.point(i), cloud.channel(), ball.center, cloud.channels) <=
+         ball.bandwidth2;
+}
+
+// A chunk, as the lane sees it whose tile is `tile`.
+struct Members {
+  uint32_t active = 0;  // of the tile, if it is of the class that is asked for
+  uint32_t inside = 0;  // those in the ball
+  bool whole = false;   // the ball has all of them, and the tile's sum is theirs
+  bool cut = false;     // the box does not tell
+  int64_t label_class = 0;
+};
+
+// What side(tile) tells of the 32 tiles from `first` on, by a warp.
+template <class T, class S, class SideOf>
+__device__ __forceinline__ Members compare_boxes(const Cloud<T, S>& cloud, int64_t first,
+                                                 int64_t label_class, const SideOf& side_of_tile) {
+  const int64_t tile = first + lane_of_thread();
+  Members members;
+  if (tile >= cloud.tiles()) return members;
+  members.active = cloud.active(tile);
+  members.label_class = cloud.classified() ? cloud.label_class(tile) : 1;
+  if (members.active != 0 && members.label_class == label_class) {
+    const Side side = side_of_tile(tile);
+    members.whole = side == Side::inside;
+    members.inside = members.whole ? members.active : 0;
+    members.cut = side == Side::cut;
+  }
+  return members;
+}
+
+// What a ball has of tiles whose boxes do not tell.
+template <class T, class S, class Ball>
+__device__ __forceinline__ void look_into(const Cloud<T, S>& cloud, int64_t first, const Ball& ball,
+                                          Members* members) {
+  const int lane = lane_of_thread();
+  for (uint32_t bits = __ballot_sync(kAllLanes, members->cut); bits; bits &= bits - 1) {
+    const int k = __ffs(static_cast<int>(bits)) - 1;
+    const uint32_t active = __shfl_sync(kAllLanes, members->active, k);
+    const bool hit = (active >> lane & 1) && is_member(cloud, (first + k) * kTile + lane, ball);
+    const uint32_t inside = __ballot_sync(kAllLanes, hit);
+    if (lane == k) members->inside = inside;
+  }
+}
+
+// The active points of a class in a ball, in those of the 32 tiles from `first` on that are
+// `among`, by a warp.
+template <class T, class S>
+__device__ __forceinline__ Members find_members(const Cloud<T, S>& cloud, int64_t first,
+                                                int64_t label_class, const DeviceBall<S>& ball,
+                                                uint32_t among = kAllLanes) {
+  const int lane = lane_of_thread();
+  Members members = compare_boxes(cloud, first, label_class, [&](int64_t tile) {
+    return among >> lane & 1 ? side_of(cloud, tile, ball) : Side::outside;
+  });
+  look_into(cloud, first, ball, &members);
+  return members;
 }
 
 // What is left of the tile that a lane has in the chunk from `first` on.
@@ -340,87 +421,60 @@ __device__ __forceinline__ Left left_of(const Cloud<T, S>& cloud, int64_t first)
   return {cloud.active(tile), cloud.classified() ? cloud.label_class(tile) : 1};
 }
 
-// Points of a chunk in a ball, as the lane sees it whose tile it is.
-struct Members {
-  uint32_t inside = 0;
-  bool whole = false;  // the ball has the tile's box
-};
-
-// Which of a chunk's active points, those that each lane asks about in its tile, are in a ball, by
-// a warp.
+// Which active points of a chunk are in a ball, among those that each lane asks about in its tile,
+// by a warp.
 template <class T, class S, class Ball>
 __device__ __forceinline__ Members members_among(const Cloud<T, S>& cloud, int64_t first,
                                                  uint32_t asked, const Ball& ball) {
-  const int lane = lane_of_thread();
   Members members;
-  bool cut = false;
+  members.active = asked;
   if (asked != 0) {
-    const Side side = side_of(cloud, first + lane, ball);
+    const Side side = side_of(cloud, first + lane_of_thread(), ball);
     members.whole = side == Side::inside;
     members.inside = members.whole ? asked : 0;
-    cut = side == Side::cut;
+    members.cut = side == Side::cut;
   }
-  for (uint32_t bits = __ballot_sync(kAllLanes, cut); bits; bits &= bits - 1) {
-    const int k = __ffs(static_cast<int>(bits)) - 1;
-    const uint32_t asked_there = __shfl_sync(kAllLanes, asked, k);
-    const bool hit =
-        (asked_there >> lane & 1) && is_member(cloud, (first + k) * kTile + lane, ball);
-    const uint32_t inside = __ballot_sync(kAllLanes, hit);
-    if (lane == k) members.inside = inside;
-  }
+  look_into(cloud, first, ball, &members);
   return members;
-}
-
-// The active points of a class in a ball, in the 32 tiles from `first` on, by a warp.
-template <class T, class S>
-__device__ __forceinline__ Members find_members(const Cloud<T, S>& cloud, int64_t first,
-                                                int64_t label_class, const DeviceBall<S>& ball) {
-  const Left left = left_of(cloud, first);
-  return members_among(cloud, first, left.label_class == label_class ? left.active : 0, ball);
 }
 
 // Adds the members of a chunk, of all that are active, channel d to sum[d], by a warp that alone
 // has that sum. The members of a tile are added like its points were (describe()), then tiles: the
 // bits depend on who is a member, not on how that was found, nor on who else is still active.
-template <class T, class S>
+template <class T, class S, class Sums>
 __device__ __forceinline__ void add_members(const Cloud<T, S>& cloud, int64_t first,
-                                            const Members& members, SharedPtr<double> sum) {
+                                            const Members& members, Sums sum) {
   const int lane = lane_of_thread();
   const uint32_t whole = __ballot_sync(kAllLanes, members.whole);
   const uint32_t partly = __ballot_sync(kAllLanes, members.inside != 0 && !members.whole);
   for (int from = 0; from < cloud.channels; from += kGroup) {
-    const int d = from + lane / 4;
-    double total = 0;  // of channel d, of every fourth tile, from tile lane % 4 on
-#pragma unroll 1
-    for (int begin = 0; begin < kWarp; begin += 16) {  // for the registers' sake
-      double values[4];
+    const int left = cloud.channels - from, d = from + lane / 4;
+    double values[kWarp / 4];  // of channel d: of every fourth tile, from tile lane % 4 on
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const int tile = begin + 4 * k + lane % 4;
-        values[k] = (whole >> tile & 1) && d < cloud.channels ? cloud.sum(d, first + tile) : 0.0;
-      }
-      for (uint32_t bits = partly >> begin & 0xffffu; bits; bits &= bits - 1) {
-        const int tile = begin + __ffs(static_cast<int>(bits)) - 1;
-        const bool mine = __shfl_sync(kAllLanes, members.inside, tile) >> lane & 1;
-        const T* point = cloud.point((first + tile) * kTile + lane);
-        const double there = reduce_group<double>(
-            [&](int k) {
-              return mine && from + k < cloud.channels
-                         ? static_cast<double>(point[(from + k) * cloud.channel()])
-                         : 0.0;
-            },
-            Sum{});
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          if (tile == begin + 4 * k + lane % 4) values[k] = there;
-        }
-      }
-#pragma unroll
-      for (int k = 0; k < 4; ++k) total += values[k];
+    for (int k = 0; k < kWarp / 4; ++k) {
+      const int tile = 4 * k + lane % 4;
+      values[k] = (whole >> tile & 1) && lane / 4 < left ? cloud.sum(d, first + tile) : 0.0;
     }
+    for (uint32_t bits = partly; bits; bits &= bits - 1) {
+      const int tile = __ffs(static_cast<int>(bits)) - 1;
+      const bool mine = __shfl_sync(kAllLanes, members.inside, tile) >> lane & 1;
+      const T* x = cloud.point((first + tile) * kTile + lane) + from * cloud.channel();
+      const double total = reduce_group<double>(
+          [&](int k) {
+            return mine && k < left ? static_cast<double>(x[k * cloud.channel()]) : 0.0;
+          },
+          Sum{});
+#pragma unroll
+      for (int k = 0; k < kWarp / 4; ++k) {
+        if (tile == 4 * k + lane % 4) values[k] = total;
+      }
+    }
+    double total = 0;
+#pragma unroll
+    for (int k = 0; k < kWarp / 4; ++k) total += values[k];
     total += __shfl_xor_sync(kAllLanes, total, 2);
     total += __shfl_xor_sync(kAllLanes, total, 1);
-    if (lane % 4 == 0 && d < cloud.channels) sum[d] += total;
+    if (lane % 4 == 0 && lane / 4 < left) sum[d] += total;
   }
 }
 

@@ -107,7 +107,7 @@ void check_same(Found& got, Found& expected) {
 
 // Shared memory that has room for so many seeds at a time, and not for twice as many.
 int64_t shared_for(int seeds, const Case& c) {
-  return 1200 + seeds * 8 * (17 * (c.channels + 1) + 3 * c.channels + 8);
+  return 1200 + seeds * 8 * (13 * (c.channels + 1) + 2 * c.channels + 4);
 }
 
 // Returns how often blocks arrived at a barrier of the first group, where it has several.
@@ -329,6 +329,65 @@ void check_passes() {
   CHECK(passes(c, ladder, &rungs, 8) <= one + one / 8);
 }
 
+// Points in clusters 10 apart, of which the last channel tells. `offsets` are those of a cluster's
+// points, in the first channel.
+std::function<void(Buffer&)> clusters_of(const Case& c,
+                                         const std::vector<std::vector<double>>& offsets,
+                                         bool sorted = false) {
+  return [=](Buffer& embeddings) {
+    const Array& array = embeddings;
+    const int64_t rows = array.shape[0], columns = array.shape[2];
+    const auto kinds = static_cast<int64_t>(offsets.size());
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t i = 0; i < columns; ++i) {
+        const int64_t k = sorted ? i * kinds / columns : draw(0, kinds - 1);
+        const int64_t point = draw(0, static_cast<int64_t>(offsets[k].size()) - 1);
+        for (int64_t d = 0; d < c.channels; ++d) {
+          const double value = d == 0 ? offsets[k][point] : d + 1 == c.channels ? 10.0 * k : 0.0;
+          set(embeddings, c.dtype, place(array, row, d, i), value);
+        }
+      }
+    }
+  };
+}
+
+// The certificate, and tiles whose seeds are one: equal results, and less work.
+void check_shortcuts(int schedules) {
+  Case base;
+  base.options.seeding = Seeding::all;  // of bandwidth 1.5
+  base.pixels = 70;
+  // All are members of each other; the ends are not; a neighbour is near one of them; points at h/2
+  // from their mean and others at 1.5 h, which are then at h of one; just beyond that. Sums of all
+  // are exact, so the test may ask for iterations at a tolerance of 0.
+  const std::vector<std::vector<double>> mixed{{-0.125, 0, 0.125},   {-1.25, 0, 1.25},
+                                               {-0.625, 0.625, 2},   {-0.75, 0.75, 2.25, 3.75},
+                                               {-0.75, 0.75, 2.375}, {0}};
+  for (const DType dtype : {DType::f32, DType::f64}) {
+    Case c = base;
+    c.dtype = dtype;
+    c.options.tol = dtype == DType::f32 ? 1e-3 : 0;
+    check(c, schedules, clusters_of(c, mixed));
+    c.ids = 3;
+    c.images = 3;
+    c.ragged = true;
+    c.options.max_iter = dtype == DType::f32 ? 0 : 1;
+    check(c, schedules, clusters_of(c, mixed));
+  }
+  const auto work = [&](double bandwidth, bool sorted) {
+    Case c = base;
+    c.pixels = 288;  // whole tiles of a cluster, if they are sorted
+    c.options.bandwidth = bandwidth;
+    cuda::simulator::options.resident = 1;  // so few warps that one has all seeds of a tile
+    check(c, 1, clusters_of(c, {{-0.25, 0, 0.25}, {-0.25, 0, 0.25}, {0}}, sorted));
+    cuda::simulator::options.resident = cuda::simulator::Options().resident;
+    return cuda::simulator::operations;
+  };
+  // The same members, but at a bandwidth of 8 other clusters are not beyond 1.5 of it.
+  const int64_t certain = work(1.5, false), alike = work(8, true), alone = work(8, false);
+  CHECK(5 * certain < alone);
+  CHECK(5 * alike < alone);
+}
+
 const std::vector<int> kPlanar{0, 1, 2}, kInterleaved{0, 2, 1}, kStrided{2, 0, 1};
 
 }  // namespace
@@ -467,6 +526,7 @@ void test_mean_shift(int schedules) {
   }
   check_rounds(schedules);
   check_passes();
+  check_shortcuts(schedules);
   // Offsets that are none: nothing is found.
   Case c;
   c.ragged = true;

@@ -194,6 +194,7 @@ bool release_barrier(const Block& block) {
     fiber.state = State::ready;
     ++fiber.epoch;
   }
+  ++operations;
   return true;
 }
 
@@ -223,6 +224,7 @@ void release_warp(Block* own, int thread) {
     fiber.state = State::ready;
     ++fiber.step;
   }
+  ++operations;
   waiting -= wanted;
 }
 
@@ -370,6 +372,7 @@ void run(int64_t number, int count, int64_t shared_bytes, bool cooperative,
   block_dim = {static_cast<unsigned>(threads), 1, 1};
   grid_dim = {static_cast<unsigned>(number), 1, 1};
   generator.seed(options.seed);
+  operations = 0;
   std::vector<int64_t> order(number);
   for (int64_t b = 0; b < number; ++b) order[b] = b;
   std::shuffle(order.begin(), order.end(), generator);

@@ -53,6 +53,9 @@ struct Options {
 };
 inline Options options;
 
+// Barriers and warp operations of the last launch: how much a kernel did, without a clock.
+inline int64_t operations = 0;
+
 void run(int64_t blocks, int threads, int64_t shared_bytes, bool cooperative,
          const std::function<void()>& kernel);
 
