@@ -110,8 +110,19 @@ struct Cloud {
   __device__ double& sum(int d, int64_t tile) const { return all.sums[d * all.row + first + tile]; }
 };
 
-__device__ __forceinline__ int lane_of_thread() { return static_cast<int>(threadIdx.x) % kWarp; }
-__device__ __forceinline__ int warp_of_thread() { return static_cast<int>(threadIdx.x) / kWarp; }
+// Before sm_90 read anew each time: what follows from it would else stay in registers, which are
+// all taken. On sm_90 and later it is the other way round.
+__device__ __forceinline__ int thread_of_block() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+#else
+  return static_cast<int>(threadIdx.x);
+#endif
+}
+__device__ __forceinline__ int lane_of_thread() { return thread_of_block() % kWarp; }
+__device__ __forceinline__ int warp_of_thread() { return thread_of_block() / kWarp; }
 
 struct Sum {
   template <class A>
@@ -389,22 +400,22 @@ __device__ __forceinline__ void add_members(const Cloud<T, S>& cloud, int64_t fi
   const int lane = lane_of_thread();
   const uint32_t partly = __ballot_sync(kAllLanes, members.inside != 0 && !members.whole);
   for (int from = 0; from < cloud.channels; from += kGroup) {
-    const int left = cloud.channels - from;
     double values[kGroup];
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) {
-      values[k] = members.whole && k < left ? cloud.sum(from + k, first + lane) : 0.0;
+      values[k] =
+          members.whole && from + k < cloud.channels ? cloud.sum(from + k, first + lane) : 0.0;
     }
     for (uint32_t bits = partly; bits; bits &= bits - 1) {
       const int tile = __ffs(static_cast<int>(bits)) - 1;
       const uint32_t inside = __shfl_sync(kAllLanes, members.inside, tile);
       if (inside >> lane & 1) {
-        // A step at a time: offsets of all channels would take registers.
-        const T* x = cloud.point((first + tile) * kTile + lane) + from * cloud.channel();
+        const T* point = cloud.point((first + tile) * kTile + lane);
 #pragma unroll
         for (int k = 0; k < kGroup; ++k) {
-          if (k < left) values[k] += static_cast<double>(*x);
-          x += cloud.channel();
+          if (from + k < cloud.channels) {
+            values[k] += static_cast<double>(point[(from + k) * cloud.channel()]);
+          }
         }
       }
     }
