@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 import instembed
-from benchmarks.harness import FLOOR, OURS, Entry, Row, Settings, measure, peak_extra_mib
+from benchmarks.harness import FLOOR, OURS, Entry, Row, Settings, compare, each
+from benchmarks.machine import Work
+from benchmarks.timing import Call
 from instembed import reference
 
 IMAGES, SIZE, JOINTS, PEOPLE = 8, 128, 17, 30
@@ -53,24 +55,26 @@ def vectorised(tags: Tensor, keypoints: Tensor, visible: Tensor) -> Tensor:
     pull = spread.sum(1) / count.clamp(min=1)
     tag = means[:, 0]  # (B, L, P)
     square = (tag[..., None] - tag[..., None, :]).square().sum(1)
-    pairs = present[:, :, None] & present[:, None] & ~torch.eye(people, dtype=torch.bool)
+    pairs = present[:, :, None] & present[:, None] & ~torch.eye(people, dtype=torch.bool, device=tags.device)
     push = 0.5 * (torch.exp(-square) * pairs).sum((1, 2)) / (count * (count - 1)).clamp(min=1)
     return (pull + push).mean()
 
 
-def forward_and_backward(loss: Loss, task: Crowd) -> Callable[[], Tensor]:
-    leaf = task.tags.clone().requires_grad_()
+def forward_and_backward(
+    loss: Loss, tags: Tensor, keypoints: Tensor, visible: Tensor
+) -> Callable[[], Tensor]:
+    leaf = tags.clone().requires_grad_()
 
     def call() -> Tensor:
         leaf.grad = None
-        loss(leaf, task.keypoints, task.visible).backward()
+        loss(leaf, keypoints, visible).backward()
         assert leaf.grad is not None
         return leaf.grad
 
     return call
 
 
-def forward_only(loss: Loss, task: Crowd) -> Callable[[], Tensor]:
+def forward_only(loss: Loss, *task: Tensor) -> Callable[[], Tensor]:
     def call() -> Tensor:
         with torch.no_grad():
             return loss(*task)
@@ -79,7 +83,7 @@ def forward_only(loss: Loss, task: Crowd) -> Callable[[], Tensor]:
 
 
 def run(workload: str, settings: Settings) -> list[Row]:
-    task = crowd(workload)
+    task = settings.place(crowd(workload))
     losses: dict[str, Loss] = {OURS: instembed.associative_embedding_loss, "eager gather": vectorised}
     if settings.compile:
         torch._dynamo.reset()
@@ -87,33 +91,35 @@ def run(workload: str, settings: Settings) -> list[Row]:
     if settings.slow:
         losses["loop over joints"] = reference.associative_embedding_loss
     check(losses, task)
-    rows = []
-    for what, make in (("forward", forward_only), ("forward + backward", forward_and_backward)):
-        calls: dict[str, Callable[[], object]] = {name: make(loss, task) for name, loss in losses.items()}
-        if what != "forward":
-            calls[FLOOR] = lambda: torch.zeros_like(task.tags)
-        times = measure(calls, settings)
-        for name, call in calls.items():
-            # A new call: one that has run holds a gradient.
-            fresh = make(losses[name], task) if name in losses else call
-            peak = peak_extra_mib(fresh) if what != "forward" else None
-            rows.append(Row("associative_embedding_loss", workload, what, name, times[name], peak))
-    return rows
+    forward, backward = each(forward_only, losses), each(forward_and_backward, losses)
+    # A sector of memory for each tag of a visible joint; backward, as much and the gradient's zeros.
+    sectors = 32 * TAG_DIMENSIONS[workload] * int(task.visible.sum())
+    read = Work(sectors + task.keypoints.nbytes + task.visible.nbytes)
+    all_of_it = Work(read.bytes + sectors + task.tags.nbytes)
+
+    def both(task: Crowd) -> dict[str, Call]:
+        return {**backward(task), FLOOR: lambda: torch.zeros_like(task.tags)}
+
+    op = "associative_embedding_loss"
+    return [
+        *compare((op, workload, "forward"), forward, task, settings, read, peaks=()),
+        *compare((op, workload, "forward + backward"), both, task, settings, all_of_it),
+    ]
 
 
 def check(losses: dict[str, Loss], task: Crowd) -> None:
     """All contestants compute the same loss and gradient."""
     expected: tuple[Tensor, Tensor] | None = None
     for name, loss in losses.items():
-        gradient = forward_and_backward(loss, task)()
-        value = forward_only(loss, task)()
+        gradient = forward_and_backward(loss, *task)()
+        value = forward_only(loss, *task)()
         expected = expected or (value, gradient)
         torch.testing.assert_close(value, expected[0], rtol=1e-5, atol=1e-6, msg=f"{name}: loss")
         torch.testing.assert_close(gradient, expected[1], rtol=1e-4, atol=1e-7, msg=f"{name}: gradient")
 
 
-def profile(workload: str) -> Callable[[], object]:
-    return forward_and_backward(instembed.associative_embedding_loss, crowd(workload))
+def profile(workload: str, settings: Settings) -> Call:
+    return forward_and_backward(instembed.associative_embedding_loss, *settings.place(crowd(workload)))
 
 
 ENTRIES = [

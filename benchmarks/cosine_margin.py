@@ -12,7 +12,9 @@ from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
 import instembed
-from benchmarks.harness import OURS, Entry, Row, Settings, measure, peak_extra_mib
+from benchmarks.harness import OURS, Entry, Row, Settings, compare, each
+from benchmarks.machine import Work
+from benchmarks.timing import Call
 
 MARGIN = 0.5
 BLOCK = 1024  # rows and columns of the matrix that "blocks" holds
@@ -72,7 +74,8 @@ def blocks(push: Callable[..., Tensor]) -> Loss:
 
     def loss(embeddings: Tensor, labels: Tensor) -> Tensor:
         points, (ids, weights) = normalize(embeddings, dim=1), _weights(labels)
-        means = torch.zeros(int(ids.max()) + 1, points.shape[1]).index_add(0, ids, weights[:, None] * points)
+        zeros = points.new_zeros(int(ids.max()) + 1, points.shape[1])
+        means = zeros.index_add(0, ids, weights[:, None] * points)
         total = (1 / len(means) - means.square().sum()) / 2
         parts = list(zip(points.split(BLOCK), ids.split(BLOCK), weights.split(BLOCK), strict=True))
         for k, first in enumerate(parts):
@@ -103,7 +106,7 @@ def forward_backward(loss: Loss, points: Tensor, labels: Tensor) -> Callable[[],
 
 
 def run(workload: str, settings: Settings) -> list[Row]:
-    points, labels = batch_of(workload)
+    points, labels = settings.place(batch_of(workload))
     losses: dict[str, Loss] = {OURS: ours, "blocks": blocks(_push)}
     if settings.compile:
         losses["blocks, compiled"] = blocks(torch.compile(_push))
@@ -113,13 +116,11 @@ def run(workload: str, settings: Settings) -> list[Row]:
             losses["matrix, compiled"] = torch.compile(matrix)
     check(losses, points, labels)
     rows = []
-    for what, make in (("forward", forward), ("forward + backward", forward_backward)):
-        calls: dict[str, Callable[[], object]] = {
-            name: make(loss, points, labels) for name, loss in losses.items()
-        }
-        times = measure(calls, settings)
-        for name, call in calls.items():
-            rows.append(Row("cosine_margin_loss", workload, what, name, times[name], peak_extra_mib(call)))
+    # The product of all points with all points; for the gradient one more, as for whoever skips no pair.
+    for what, make, products in (("forward", forward, 1), ("forward + backward", forward_backward, 2)):
+        work = Work(products * points.nbytes + labels.nbytes, 2 * products * len(points) * points.numel())
+        row = ("cosine_margin_loss", workload, what)
+        rows += compare(row, each(make, losses), (points, labels), settings, work)
     return rows
 
 
@@ -132,8 +133,8 @@ def check(losses: dict[str, Loss], points: Tensor, labels: Tensor) -> None:
             assert (value - other).norm() <= 1e-3 * other.norm(), f"{name}: {what}"
 
 
-def profile(workload: str) -> Callable[[], object]:
-    return forward_backward(ours, *batch_of(workload))
+def profile(workload: str, settings: Settings) -> Call:
+    return forward_backward(ours, *settings.place(batch_of(workload)))
 
 
 ENTRIES = [Entry("cosine_margin_loss", ("cosine_margin_loss",), tuple(WORKLOADS), run, profile)]

@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import instembed
-from benchmarks.harness import OURS, Entry, Row, Settings, measure, peak_extra_mib
-from benchmarks.workloads import labels_of, trained_embeddings
+from benchmarks.harness import OURS, Entry, Row, Settings, compare, each
+from benchmarks.machine import Work
+from benchmarks.timing import Call
+from benchmarks.workloads import instances_of, labels_of, trained_embeddings
 
 SAMPLES, CHANNELS = 16, 64
 SAMPLED = ("cells", "city", "noise")  # workloads of sampling
@@ -29,10 +31,10 @@ def sorted_samples(labels: Tensor, samples: int) -> Tensor:
     """(B, C, K) for ids 0..C, 0 the background: random keys, sorted within ids in one sort of an image."""
     rows = []
     for ids in labels.flatten(1):
-        order = (ids.double() + torch.rand(len(ids), dtype=torch.float64)).argsort()
+        order = (ids.double() + torch.rand(len(ids), dtype=torch.float64, device=ids.device)).argsort()
         counts = torch.bincount(ids)
         starts = counts.cumsum(0) - counts
-        steps = torch.arange(samples)
+        steps = torch.arange(samples, device=ids.device)
         valid = steps < counts[1:, None]
         at = order[(starts[1:, None] + steps).clamp(max=len(ids) - 1)]
         rows.append(torch.where(valid, at, -1))
@@ -44,12 +46,12 @@ def scattered_samples(labels: Tensor, samples: int) -> Tensor:
     rows = []
     for ids in labels.flatten(1):
         pixels = ids.nonzero()[:, 0]
-        pixels = pixels[torch.randperm(len(pixels))]
+        pixels = pixels[torch.randperm(len(pixels), device=ids.device)]
         own = ids[pixels]
         order = own.argsort(stable=True)
         counts = torch.bincount(own)
         starts = counts.cumsum(0) - counts
-        steps = torch.arange(samples)
+        steps = torch.arange(samples, device=ids.device)
         at = (starts[1:, None] + steps).clamp(max=len(pixels) - 1)
         rows.append(torch.where(steps < counts[1:, None], pixels[order[at]], -1))
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
@@ -57,22 +59,21 @@ def scattered_samples(labels: Tensor, samples: int) -> Tensor:
 
 def run_sampling(workload: str, settings: Settings) -> list[Row]:
     labels = labels_of(workload)
-    calls: dict[str, Callable[[], Tensor]] = {
-        OURS: lambda: instembed.sample_pixels(labels, SAMPLES).indices,
-        "eager, sort of ids": lambda: sorted_samples(labels, SAMPLES),
-        "eager, shuffle": lambda: scattered_samples(labels, SAMPLES),
+    room = settings.room(instances_of(labels))
+    labels = settings.place(labels)
+    samplers: dict[str, Callable[[Tensor], Tensor]] = {
+        OURS: lambda labels: instembed.sample_pixels(labels, SAMPLES, max_instances=room).indices,
+        "eager, sort of ids": functools.partial(sorted_samples, samples=SAMPLES),
+        "eager, shuffle": functools.partial(scattered_samples, samples=SAMPLES),
     }
     counts = [torch.bincount(ids) for ids in labels.flatten(1)]
-    for name, call in calls.items():
+    for name, sampler in samplers.items():
         for b, ids in enumerate(labels.flatten(1)):
-            pixels = call()[b]
+            pixels = sampler(labels)[b]
             found = torch.bincount(ids[pixels[pixels >= 0]], minlength=len(counts[b]))[1:]
             assert torch.equal(found, counts[b][1:].clamp(max=SAMPLES)), name
-    times = measure(dict(calls), settings)
-    return [
-        Row("sample_pixels", workload, "forward", name, times[name], peak_extra_mib(call))
-        for name, call in calls.items()
-    ]
+    row = ("sample_pixels", workload, "forward")
+    return compare(row, each(functools.partial, samplers), (labels,), settings, Work(labels.nbytes))
 
 
 # The loss ---------------------------------------------------------------------------------------------------
@@ -94,7 +95,7 @@ def gathered(embeddings: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tenso
     flat = indices.clamp(min=0).view(images, 1, -1).expand(-1, embeddings.shape[1], -1)
     points = embeddings.flatten(2).gather(2, flat).mT
     shares = (valid / valid.sum(2, keepdim=True).clamp(min=1)).flatten(1)
-    owners = torch.arange(instances).repeat_interleave(samples).expand(images, -1)
+    owners = torch.arange(instances, device=indices.device).repeat_interleave(samples).expand(images, -1)
     return points, valid.flatten(1), owners, shares
 
 
@@ -152,18 +153,21 @@ def differentiated(loss: Callable[[Tensor], Tensor], embeddings: Tensor) -> Call
     return call
 
 
-def ours(labels: Tensor) -> Callable[[Tensor], Tensor]:
-    generator = torch.Generator()
+def ours(labels: Tensor, room: int | None) -> Callable[[Tensor], Tensor]:
+    generator = torch.Generator(labels.device)
     return lambda embeddings: instembed.pairwise_similarity_loss(
-        embeddings, labels, samples=SAMPLES, generator=generator.manual_seed(0)
+        embeddings, labels, samples=SAMPLES, generator=generator.manual_seed(0), max_instances=room
     )
 
 
 def run_loss(workload: str, settings: Settings) -> list[Row]:
     """The others are given the sampled pixels for nothing."""
-    embeddings, labels = scene(workload)
-    indices = instembed.sample_pixels(labels, SAMPLES, generator=torch.Generator().manual_seed(0)).indices
-    losses: dict[str, Callable[[Tensor], Tensor]] = {OURS: ours(labels)}
+    embeddings, labels = settings.place(scene(workload))
+    room, generator = settings.room(instances_of(labels)), torch.Generator(labels.device)
+    indices = instembed.sample_pixels(
+        labels, SAMPLES, generator=generator.manual_seed(0), max_instances=room
+    ).indices
+    losses: dict[str, Callable[[Tensor], Tensor]] = {OURS: ours(labels, room)}
     for how, squares in (("product", product_squares), ("cdist", cdist_squares)):
         for what, terms in (("softplus", terms_of), ("tanh", tanh_terms)):
             plain = functools.partial(pair_loss, squares_of=squares, terms=terms)
@@ -181,16 +185,31 @@ def run_loss(workload: str, settings: Settings) -> list[Row]:
             continue  # whose gradient is NaN, or wrong, where the square root's is
         difference = (differentiated(loss, embeddings)() - gradient).abs().max() / gradient.abs().max()
         assert difference < 1e-2, f"{name}: gradient off by {difference:.1e}"
+    # A subtraction, a square and a sum for each channel of a pair, and as many for gradients, which are
+    # written for all pixels.
+    points = (indices >= 0).sum((1, 2))
+    pairs, channel = int(points.square().sum()), embeddings.element_size()
+    read = Work(labels.nbytes + int(points.sum()) * CHANNELS * channel, 3 * pairs * CHANNELS)
+    all_of_it = Work(read.bytes + embeddings.nbytes, 2 * read.flops)
     rows = []
-    for what, calls in (
-        ("forward", {name: functools.partial(loss, embeddings) for name, loss in losses.items()}),
-        ("forward + backward", {name: differentiated(loss, embeddings) for name, loss in losses.items()}),
+    for what, make, work in (
+        ("forward", functools.partial, read),
+        ("forward + backward", differentiated, all_of_it),
     ):
-        times = measure(dict(calls), settings)
-        for name, call in calls.items():
-            peak = peak_extra_mib(call)
-            rows.append(Row("pairwise_similarity_loss", workload, what, name, times[name], peak))
+        row = ("pairwise_similarity_loss", workload, what)
+        rows += compare(row, each(make, losses), (embeddings,), settings, work)
     return rows
+
+
+def profile_sampling(workload: str, settings: Settings) -> Call:
+    labels = labels_of(workload)
+    room = settings.room(instances_of(labels))
+    return functools.partial(instembed.sample_pixels, settings.place(labels), SAMPLES, max_instances=room)
+
+
+def profile_loss(workload: str, settings: Settings) -> Call:
+    embeddings, labels = settings.place(scene(workload))
+    return differentiated(ours(labels, settings.room(instances_of(labels))), embeddings)
 
 
 ENTRIES = [
@@ -199,13 +218,13 @@ ENTRIES = [
         ("sample_pixels",),
         SAMPLED,
         run_sampling,
-        lambda workload: functools.partial(instembed.sample_pixels, labels_of(workload), SAMPLES),
+        profile_sampling,
     ),
     Entry(
         "pairwise_similarity_loss",
         ("pairwise_similarity_loss",),
         KINDS,
         run_loss,
-        lambda workload: differentiated(ours(scene(workload)[1]), scene(workload)[0]),
+        profile_loss,
     ),
 ]

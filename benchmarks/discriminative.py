@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 import instembed
-from benchmarks.harness import FLOOR, OURS, Entry, Row, Settings, measure, peak_extra_mib
-from benchmarks.workloads import labels_of, random_embeddings
+from benchmarks.harness import FLOOR, OURS, Entry, Row, Settings, compare, each
+from benchmarks.machine import Work
+from benchmarks.timing import Call
+from benchmarks.workloads import instances_of, labels_of, random_embeddings
 from instembed import reference
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -56,6 +59,11 @@ def vectorised(instances: int) -> Loss:
     return loss
 
 
+def loss_with_room(labels: Tensor, settings: Settings) -> Loss:
+    room = settings.room(instances_of(labels))
+    return functools.partial(instembed.discriminative_loss, max_instances=room)
+
+
 def forward_and_backward(loss: Loss, embeddings: Tensor, labels: Tensor) -> Callable[[], Tensor]:
     leaf = embeddings.detach().clone(memory_format=torch.preserve_format).requires_grad_()
 
@@ -77,39 +85,42 @@ def forward_only(loss: Loss, embeddings: Tensor, labels: Tensor) -> Callable[[],
 
 
 def run(workload: str, settings: Settings) -> list[Row]:
-    embeddings, labels = random_embeddings(workload), labels_of(workload)
+    images = random_embeddings(workload), labels_of(workload)
+    ours = loss_with_room(images[1], settings)
+    embeddings, labels = images = settings.place(images)
     eager = vectorised(int(labels.max()))
-    losses: dict[str, Loss] = {OURS: instembed.discriminative_loss, "eager index_add": eager}
+    losses: dict[str, Loss] = {OURS: ours, "eager index_add": eager}
     if settings.compile:
         torch._dynamo.reset()
         losses["torch.compile index_add"] = torch.compile(eager)
     # The loop's backward pass makes a gradient of an image's size an instance.
-    if settings.slow and int(labels.max()) * embeddings[0].nbytes < 2**32:
+    if (settings.slow or settings.gpu) and int(labels.max()) * embeddings[0].nbytes < 2**32:
         losses["loop over instances"] = loop
     check(losses, embeddings, labels)
+    forward_calls, backward_calls = each(forward_only, losses), each(forward_and_backward, losses)
 
-    def floor() -> Tensor:
-        embeddings.sum()
-        embeddings.sum()
-        return embeddings.clone()
+    def forward(images: tuple[Tensor, Tensor]) -> dict[str, Call]:
+        embeddings, _ = images
+        return {**forward_calls(images), FLOOR: lambda: embeddings.sum() + embeddings.sum()}
 
-    passes = {
-        "forward": (forward_only, lambda: embeddings.sum() + embeddings.sum()),
-        "forward + backward": (forward_and_backward, floor),
-    }
-    rows = []
-    for what, (make, floor_call) in passes.items():
-        calls: dict[str, Callable[[], object]] = {
-            name: make(loss, embeddings, labels) for name, loss in losses.items()
-        }
-        calls[FLOOR] = floor_call
-        times = measure(calls, settings)
-        for name, call in calls.items():
-            # A new call: one that has run holds a gradient.
-            fresh = make(losses[name], embeddings, labels) if name in losses else call
-            peak = peak_extra_mib(fresh) if what != "forward" else None
-            rows.append(Row("discriminative_loss", workload, what, name, times[name], peak))
-    return rows
+    def both(images: tuple[Tensor, Tensor]) -> dict[str, Call]:
+        embeddings, _ = images
+
+        def floor() -> Tensor:
+            embeddings.sum()
+            embeddings.sum()
+            return embeddings.clone()
+
+        return {**backward_calls(images), FLOOR: floor}
+
+    # Forward each embedding is read, backward again, and the gradient written.
+    read = Work(embeddings.nbytes + labels.nbytes, 4 * embeddings.numel())
+    all_of_it = Work(3 * embeddings.nbytes + labels.nbytes, 12 * embeddings.numel())
+    op = "discriminative_loss"
+    return [
+        *compare((op, workload, "forward"), forward, images, settings, read, peaks=()),
+        *compare((op, workload, "forward + backward"), both, images, settings, all_of_it),
+    ]
 
 
 def check(losses: dict[str, Loss], embeddings: Tensor, labels: Tensor) -> None:
@@ -127,10 +138,9 @@ def check(losses: dict[str, Loss], embeddings: Tensor, labels: Tensor) -> None:
         )
 
 
-def profile(workload: str) -> Callable[[], object]:
-    return forward_and_backward(
-        instembed.discriminative_loss, random_embeddings(workload), labels_of(workload)
-    )
+def profile(workload: str, settings: Settings) -> Call:
+    images = random_embeddings(workload), labels_of(workload)
+    return forward_and_backward(loss_with_room(images[1], settings), *settings.place(images))
 
 
 ENTRIES = [
@@ -140,5 +150,6 @@ ENTRIES = [
         ("lane", "cells", "city", "volume", "noise"),
         run,
         profile,
+        gpu_workloads=("train",),
     )
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -10,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import instembed
-from benchmarks.harness import FLOOR, OURS, Entry, Row, Settings, measure, peak_extra_mib
+from benchmarks.harness import FLOOR, OURS, Entry, Make, Row, Settings, compare, each
+from benchmarks.machine import Work
+from benchmarks.timing import Call
 from instembed import reference
 from instembed.readout import BODY_15
 
@@ -51,13 +55,15 @@ def sampled(maps: Tensor, points: Tensor, valid: Tensor) -> Tensor:
     return values[:, :, 0].transpose(1, 2) * valid[..., None]
 
 
-def limbs(maps: Tensor, keypoints: Tensor, valid: Tensor) -> Tensor:
+def limb_table(device: torch.device) -> Tensor:
+    """(K, 5): the joints that each joint may be read at, best first."""
+    order = [[k for limb in BODY_15.limbs if j in limb for k in limb] + [*BODY_15.root] for j in range(15)]
+    return torch.tensor([row + row[-1:] * (5 - len(row)) for row in order], device=device)
+
+
+def limbs(maps: Tensor, keypoints: Tensor, valid: Tensor, *, table: Tensor) -> Tensor:
     """A choice of joint for each joint, one gather for all; for keypoints that are known to be on the map."""
     joints, width = keypoints.shape[2], maps.shape[3]
-    order = [
-        [k for limb in BODY_15.limbs if j in limb for k in limb] + [*BODY_15.root] for j in range(joints)
-    ]
-    table = torch.tensor([row + row[-1:] * (5 - len(row)) for row in order])  # (K, 5)
     seen = valid[..., table]
     choice = table.expand(seen.shape).gather(3, seen.byte().argmax(3, keepdim=True))
     x, y = (keypoints + 0.5).floor().long().unbind(-1)
@@ -68,7 +74,8 @@ def limbs(maps: Tensor, keypoints: Tensor, valid: Tensor) -> Tensor:
 
 def contestants(workload: str, mode: str, settings: Settings) -> dict[str, Gather]:
     if workload == "limbs":
-        calls: dict[str, Gather] = {OURS: instembed.read_location_maps, "eager gather": limbs}
+        known = functools.partial(limbs, table=limb_table(settings.device))
+        calls: dict[str, Gather] = {OURS: instembed.read_location_maps, "eager gather": known}
         if settings.slow:
             calls["loop over people"] = lambda m, k, v: reference.read_location_maps(
                 m, k, v, limbs=BODY_15.limbs, root=BODY_15.root
@@ -87,21 +94,22 @@ def contestants(workload: str, mode: str, settings: Settings) -> dict[str, Gathe
     return calls
 
 
-def forward_and_backward(gather: Gather, task: Task) -> Callable[[], Tensor]:
-    leaf = task.maps.clone().requires_grad_()
+def forward_and_backward(gather: Gather, maps: Tensor, points: Tensor, valid: Tensor) -> Callable[[], Tensor]:
+    leaf = maps.clone().requires_grad_()
     with torch.no_grad():
-        weights = torch.randn(gather(*task).shape, generator=torch.Generator().manual_seed(1))
+        shape = gather(maps, points, valid).shape
+    weights = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(maps.device)
 
     def call() -> Tensor:
         leaf.grad = None
-        gather(leaf, task.points, task.valid).backward(weights)
+        gather(leaf, points, valid).backward(weights)
         assert leaf.grad is not None
         return leaf.grad
 
     return call
 
 
-def forward_only(gather: Gather, task: Task) -> Callable[[], Tensor]:
+def forward_only(gather: Gather, *task: Tensor) -> Callable[[], Tensor]:
     def call() -> Tensor:
         with torch.no_grad():
             return gather(*task)
@@ -110,37 +118,44 @@ def forward_only(gather: Gather, task: Task) -> Callable[[], Tensor]:
 
 
 def run(workload: str, settings: Settings) -> list[Row]:
-    task, rows = task_of(workload), []
+    task, rows = settings.place(task_of(workload)), []
+    values = workload_values(workload, task)
     for mode in ("nearest",) if workload == "limbs" else ("nearest", "bilinear"):
         gathers = contestants(workload, mode, settings)
         check(gathers, task)
-        for what, make in (("forward", forward_only), ("forward + backward", forward_and_backward)):
-            calls: dict[str, Callable[[], object]] = {n: make(gather, task) for n, gather in gathers.items()}
-            if what != "forward":
-                calls[FLOOR] = lambda: torch.zeros_like(task.maps)
-            times = measure(calls, settings)
-            op = "read_location_maps" if workload == "limbs" else f"gather_at {mode}"
-            for name, call in calls.items():
-                # A new call: one that has run holds a gradient.
-                fresh = make(gathers[name], task) if name in gathers else call
-                peak = peak_extra_mib(fresh) if what != "forward" else None
-                rows.append(Row(op, workload, what, name, times[name], peak))
+        forward, backward = each(forward_only, gathers), each(forward_and_backward, gathers)
+
+        def both(task: Task, backward: Make = backward) -> dict[str, Call]:
+            return {**backward(task), FLOOR: lambda: torch.zeros_like(task.maps)}
+
+        # Each value is written, and read where it is on the map; backward, as many and the gradient's zeros.
+        read = Work(values * (1 if mode == "nearest" else 4) + values + task.points.nbytes)
+        all_of_it = Work(read.bytes + values + task.maps.nbytes)
+        op = "read_location_maps" if workload == "limbs" else f"gather_at {mode}"
+        rows += compare((op, workload, "forward"), forward, task, settings, read, peaks=())
+        rows += compare((op, workload, "forward + backward"), both, task, settings, all_of_it)
     return rows
+
+
+def workload_values(workload: str, task: Task) -> int:
+    """Bytes of what is read at all points together."""
+    channels = 3 if workload == "limbs" else SHAPES[workload][0]
+    return channels * task.valid.numel() * task.maps.element_size()
 
 
 def check(gathers: dict[str, Gather], task: Task) -> None:
     """All contestants give the same values and gradients."""
     expected: tuple[Tensor, Tensor] | None = None
     for name, gather in gathers.items():
-        found = forward_only(gather, task)(), forward_and_backward(gather, task)()
+        found = forward_only(gather, *task)(), forward_and_backward(gather, *task)()
         expected = expected or found
         for ours, theirs, what in zip(expected, found, ("values", "gradient"), strict=True):
             torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4, msg=f"{name}: {what}")
 
 
-def profile(workload: str) -> Callable[[], object]:
-    settings = Settings(slow=False, compile=False)
-    return forward_and_backward(contestants(workload, "nearest", settings)[OURS], task_of(workload))
+def profile(workload: str, settings: Settings) -> Call:
+    ours = contestants(workload, "nearest", replace(settings, slow=False, compile=False))[OURS]
+    return forward_and_backward(ours, *settings.place(task_of(workload)))
 
 
 ENTRIES = [Entry("gather_at", ("gather_at", "read_location_maps"), tuple(SHAPES), run, profile)]

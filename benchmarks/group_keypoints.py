@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import instembed
-from benchmarks.harness import FLOOR, OURS, Entry, Row, Settings, measure, peak_extra_mib
+from benchmarks.harness import FLOOR, OURS, Entry, Row, Settings, compare, installed
+from benchmarks.machine import Work
+from benchmarks.timing import Call
 from instembed import PosesWithDetails
 from instembed.grouping.group_keypoints import default_joint_order
 
@@ -64,12 +67,14 @@ Table = np.ndarray[Any, np.dtype[np.float64]]
 def common_parser(heatmaps: Tensor, tags: Tensor, every_joint: bool = True) -> list[Table]:
     """(people, K, 3) x, y and score for each image, with one tag dimension, as the published parsers do it.
 
+    They look for candidates where the maps are, and do the rest in NumPy: on a GPU, copies are part of it.
     They search the maps for every joint of every person, and then keep what was missing; without
     `every_joint` only for those.
     """
     peaks = torch.where(F.max_pool2d(heatmaps, 5, 1, 2) == heatmaps, heatmaps, 0)
     scores, pixels = peaks.flatten(2).topk(PEOPLE, dim=2)
-    chosen = tags.flatten(2).gather(2, pixels)
+    chosen = tags.flatten(2).gather(2, pixels).cpu()
+    heatmaps, tags, scores, pixels = heatmaps.cpu(), tags.cpu(), scores.cpu(), pixels.cpu()
     width = heatmaps.shape[3]
     poses = []
     for b in range(len(heatmaps)):
@@ -150,30 +155,34 @@ def check(ours: PosesWithDetails, theirs: list[Table]) -> None:
     assert ours.num_people.tolist() == [len(people) for people in theirs]
     for b, people in enumerate(theirs):
         found = torch.cat([ours.keypoints[b], ours.keypoint_scores[b, :, :, None]], dim=2)[: len(people)]
-        assert torch.equal(found, torch.from_numpy(people).float()), f"image {b}"
+        assert torch.equal(found.cpu(), torch.from_numpy(people).float()), f"image {b}"
 
 
 def run(workload: str, settings: Settings) -> list[Row]:
-    heatmaps, tags = crowd(IMAGES[workload])
-    calls: dict[str, Callable[[], object]] = {
-        OURS: lambda: instembed.group_keypoints(heatmaps, tags),
-        "NumPy + scipy": lambda: common_parser(heatmaps, tags),
-        "NumPy, missing joints": lambda: common_parser(heatmaps, tags, every_joint=False),
-        FLOOR: lambda: (heatmaps.max(), tags.max()),
+    maps = settings.place(crowd(IMAGES[workload]))
+    parsers: dict[str, Callable[..., list[Table]]] = {
+        "NumPy + scipy": common_parser,
+        "NumPy, missing joints": functools.partial(common_parser, every_joint=False),
     }
-    ours = instembed.group_keypoints(heatmaps, tags, return_details=True)
-    check(ours, common_parser(heatmaps, tags))
-    check(ours, common_parser(heatmaps, tags, every_joint=False))
-    times = measure(calls, settings)
-    return [
-        Row("group_keypoints", workload, "forward", name, times[name], peak_extra_mib(call))
-        for name, call in calls.items()
-    ]
+    if not installed("scipy"):
+        parsers = {}
+    ours = instembed.group_keypoints(*maps, return_details=True)
+    for parser in parsers.values():
+        check(ours, parser(*maps))
+
+    def calls(maps: tuple[Tensor, Tensor]) -> dict[str, Call]:
+        return {
+            OURS: functools.partial(instembed.group_keypoints, *maps),
+            **{name: functools.partial(parser, *maps) for name, parser in parsers.items()},
+            FLOOR: lambda: (maps[0].max(), maps[1].max()),
+        }
+
+    work = Work(maps[0].nbytes + maps[1].nbytes)
+    return compare(("group_keypoints", workload, "forward"), calls, maps, settings, work)
 
 
-def profile(workload: str) -> Callable[[], object]:
-    heatmaps, tags = crowd(IMAGES[workload])
-    return lambda: instembed.group_keypoints(heatmaps, tags)
+def profile(workload: str, settings: Settings) -> Call:
+    return functools.partial(instembed.group_keypoints, *settings.place(crowd(IMAGES[workload])))
 
 
 ENTRIES = [Entry("group_keypoints", ("group_keypoints",), tuple(IMAGES), run, profile)]

@@ -1,25 +1,22 @@
-"""How things are measured: contestants take turns in one run, medians are kept, and nothing is left out."""
+"""What entries are made of, and what becomes of them: rows, tables, JSON."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
+import importlib.util
 import json
-import os
-import platform
-import statistics
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.benchmark import Timer
 
-import instembed
+from benchmarks.machine import Ceilings, Work
+from benchmarks.timing import Call, Data, mapped, measure, peak_extra_mib
 
+Make = Callable[[tuple[Any, ...]], dict[str, Call]]
+
+CPU = torch.device("cpu")
 OURS = "instembed"
 FLOOR = "floor"  # the memory traffic that cannot be avoided, as torch does it
 
@@ -34,7 +31,9 @@ class Row:
     contestant: str
     ms: float
     peak_mib: float | None = None  # beyond what was there before the call
-    note: str = ""
+    work: Work | None = None
+    limit_ms: float | None = None  # what the measured ceilings allow for the work
+    share: float | None = None  # of the limit in what was measured: 1 is the hardware's speed
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,9 @@ class Entry:
     ops: tuple[str, ...]  # public functions that it times
     workloads: tuple[str, ...]
     run: Callable[[str, Settings], list[Row]]
-    profile: Callable[[str], Callable[[], object]]  # workload -> our call, for --profile
+    profile: Callable[[str, Settings], Call]  # our call, for --profile
+    gpu_workloads: tuple[str, ...] = ()  # of the CPU only when asked for by name
+    cuda: bool = True  # has a CUDA kernel
 
 
 @dataclass(frozen=True)
@@ -54,101 +55,77 @@ class Settings:
     seconds: float = 0.2  # a contestant and round
     slow: bool = True  # with contestants that take seconds a call
     compile: bool = True
-    options: dict[str, Any] = field(default_factory=dict)
+    device: torch.device = CPU
+    ceilings: Ceilings | None = None
+
+    @property
+    def gpu(self) -> bool:
+        return self.device.type != "cpu"
+
+    def place(self, data: Data) -> Data:
+        """Workloads are made on the CPU, to have the same bits everywhere."""
+        return mapped(data, lambda tensor: tensor.to(self.device))
+
+    def room(self, instances: int) -> int | None:
+        """max_instances: on a GPU, where ops cannot ask, callers say how many an image has."""
+        return instances if self.gpu else None
 
 
-def measure(contestants: dict[str, Callable[[], object]], settings: Settings) -> dict[str, float]:
-    """Median milliseconds a call. Contestants take turns, so that a busy machine slows all of them."""
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    timers = {
-        name: Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
-        for name, call in contestants.items()
-    }
-    for round_index in range(settings.rounds):
-        for name, timer in timers.items():
-            if round_index == 0:
-                contestants[name]()  # compiles, and shows whether a call takes seconds
-                first = timer.timeit(1).median
-                slow = first > 1
-                times[name].append(first) if slow else None
-            elif times[name] and min(times[name]) > 1:
-                continue
-            if not (times[name] and min(times[name]) > 1):
-                times[name].extend(timer.blocked_autorange(min_run_time=settings.seconds).times)
-    return {name: 1e3 * statistics.median(t) for name, t in times.items()}
+def compare(
+    row: tuple[str, str, str],
+    make: Callable[[Data], dict[str, Call]],
+    data: Data,
+    settings: Settings,
+    work: Work | None = None,
+    peaks: Collection[str] | None = None,
+) -> list[Row]:
+    """Rows (op, workload, what) of the contestants that `make` makes of data; with peaks of all, or of some.
+
+    Peaks are those of new calls: one that has run holds a gradient.
+    """
+    times = measure(make, data, settings.device, settings.rounds, settings.seconds)
+    limit = settings.ceilings.limit_ms(work) if settings.ceilings and work else None
+    rows = []
+    for name, call in make(data).items():
+        peak = peak_extra_mib(call, settings.device) if peaks is None or name in peaks else None
+        share = limit / times[name] if limit is not None else None
+        rows.append(Row(*row, name, times[name], peak, work, limit, share))
+    return rows
 
 
-def peak_extra_mib(call: Callable[[], object]) -> float | None:
-    """Peak memory of the process during a call beyond what it held before; None if the system can't tell."""
-    try:
-        libc = ctypes.CDLL(None)
-        gc.collect()
-        libc.malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-        before = _status("VmRSS")
-        result = call()
-        peak = _status("VmHWM")
-        del result
-        return (peak - before) / 1024
-    except (OSError, AttributeError):
-        return None
+def each(make: Callable[..., Call], functions: Mapping[str, Callable[..., object]]) -> Make:
+    """For `compare`: make(function, *data) of each function."""
+    return lambda data: {name: make(function, *data) for name, function in functions.items()}
 
 
-def _status(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1])
-    raise OSError(key)
+def installed(library: str) -> bool:
+    """Whether the contestants of a library can take part; says so if not."""
+    found = importlib.util.find_spec(library) is not None
+    if not found:
+        print(f"\n{library} is not installed: its contestants are left out")
+    return found
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Milliseconds, and how many times faster we are; floors show how far from the memory's speed we are."""
+    """Milliseconds, how many times faster we are, and how far everyone is from the hardware's speed."""
     lines = [
-        f"{'op':24} {'workload':9} {'what':19} {'contestant':22} {'ms':>10} {'ours is':>9} {'peak MiB':>9}"
+        f"{'op':26} {'workload':12} {'what':19} {'contestant':24} {'ms':>10} {'ours is':>9} {'peak MiB':>9} "
+        f"{'limit ms':>9} {'reached':>7}"
     ]
     ours = {(r.op, r.workload, r.what): r.ms for r in rows if r.contestant == OURS}
     for row in rows:
         mine = ours.get((row.op, row.workload, row.what))
         ratio = "" if mine is None or row.contestant == OURS else f"{row.ms / mine:8.2f}x"
-        peak = "" if row.peak_mib is None else f"{row.peak_mib:9.1f}"
+        peak = "" if row.peak_mib is None else f"{row.peak_mib:.1f}"
+        limit = "" if row.limit_ms is None else f"{row.limit_ms:.4f}"
+        share = "" if row.share is None else f"{row.share:.1%}"
         lines.append(
-            f"{row.op:24} {row.workload:9} {row.what:19} {row.contestant:22} {row.ms:10.3f} {ratio:>9} "
-            f"{peak:>9} {row.note}".rstrip()
+            f"{row.op:26} {row.workload:12} {row.what:19} {row.contestant:24} {row.ms:10.3f} {ratio:>9} "
+            f"{peak:>9} {limit:>9} {share:>7}".rstrip()
         )
     return "\n".join(lines)
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    model = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
-        ]
-        model = names[0] if names else model
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "system": platform.platform(),
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "instembed": instembed.__version__,
-        "commit": commit,
-    }
-
-
-def write_json(path: Path, rows: Sequence[Row]) -> None:
+def write_json(path: Path, rows: Sequence[Row], machine: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        json.dumps({"machine": machine(), "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
-    )
+    path.write_text(json.dumps({"machine": machine, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import instembed
-from benchmarks.harness import FLOOR, OURS, Entry, Row, Settings, measure, peak_extra_mib
-from benchmarks.workloads import WORKLOADS, labels_of
+from benchmarks.harness import FLOOR, OURS, Entry, Row, Settings, compare
+from benchmarks.machine import Work
+from benchmarks.timing import Call
+from benchmarks.workloads import WORKLOADS, instances_of, labels_of
 from instembed import reference
 
 CHANNELS = 64
@@ -23,8 +27,8 @@ def random_features(workload: str) -> Tensor:
     return torch.randn(shape.batch, CHANNELS, *shape.size, generator=torch.Generator().manual_seed(1))
 
 
-def ours(features: Tensor, labels: Tensor, reduce: Any) -> tuple[Tensor, Tensor]:
-    pooled = instembed.instance_pool(features, labels, reduce=reduce, return_ids=True)
+def ours(features: Tensor, labels: Tensor, reduce: Any, room: int | None) -> tuple[Tensor, Tensor]:
+    pooled = instembed.instance_pool(features, labels, reduce=reduce, max_instances=room, return_ids=True)
     return pooled.features, pooled.ids
 
 
@@ -70,7 +74,10 @@ def _finished(pooled: Tensor, slots: Tensor, reduce: str) -> Tensor:
 
 def known(how: Callable[[Tensor, Tensor, str, int], Tensor], count: int) -> Pool:
     """For ids that are known to be 0..count, 0 the background: more than instembed may assume."""
-    return lambda features, labels, reduce: (how(features, labels, reduce, count), torch.arange(1, count + 1))
+    return lambda features, labels, reduce: (
+        how(features, labels, reduce, count),
+        torch.arange(1, count + 1, device=labels.device),
+    )
 
 
 def compacted(how: Callable[[Tensor, Tensor, str, int], Tensor]) -> Pool:
@@ -108,7 +115,7 @@ def forward_only(pool: Pool, features: Tensor, labels: Tensor, reduce: str) -> C
 def contestants(labels: Tensor, settings: Settings) -> dict[str, Pool]:
     count = int(labels.max())
     pools: dict[str, Pool] = {
-        OURS: ours,
+        OURS: functools.partial(ours, room=settings.room(instances_of(labels))),
         "unique, scatter": compacted(scatter),
         "scatter, ids known": known(scatter, count),
         "index_add, ids known": known(index_add, count),
@@ -126,41 +133,44 @@ def check(pools: dict[str, Pool], features: Tensor, labels: Tensor, reduce: str)
     expected: tuple[Tensor, Tensor] | None = None
     for name, pool in pools.items():
         rows, ids = pool(features, labels, reduce)
-        by_id = torch.zeros(len(features), int(labels.max()) + 1, CHANNELS)
+        by_id = features.new_zeros(len(features), int(labels.max()) + 1, CHANNELS)
         by_id.scatter_(1, ids.expand(rows.shape[:2])[:, :, None].expand_as(rows), rows)
         gradient = forward_and_backward(pool, features, labels, reduce)()
         if reduce == "max":  # PyTorch's scatter shares it out among equal maxima
-            gradient = instembed.instance_pool(gradient, labels, reduce="sum").features
+            gradient = pools[OURS](gradient, labels, "sum")[0]
         expected = expected or (by_id, gradient)
         torch.testing.assert_close(by_id, expected[0], rtol=1e-4, atol=1e-3, msg=name)
         torch.testing.assert_close(gradient, expected[1], rtol=1e-4, atol=1e-5, msg=f"{name}: gradient")
 
 
 def run(workload: str, settings: Settings) -> list[Row]:
-    features, labels = random_features(workload), labels_of(workload)
+    features, labels = data = settings.place((random_features(workload), labels_of(workload)))
     pools = contestants(labels, settings)
     rows = []
     for reduce in ("mean", "sum", "max"):
         check(pools, features, labels, reduce)
-        passes: dict[str, tuple[Callable[..., Callable[[], Tensor]], Callable[[], object]]] = {
-            f"{reduce}, forward": (forward_only, features.sum),
-            f"{reduce}, both": (forward_and_backward, lambda: (features.sum(), torch.zeros_like(features))),
-        }
-        for what, (make, floor) in passes.items():
-            calls: dict[str, Callable[[], object]] = {
-                name: make(pool, features, labels, reduce) for name, pool in pools.items()
-            }
-            calls[FLOOR] = floor
-            times = measure(calls, settings)
-            for name, call in calls.items():
-                # A new call: one that has run holds a gradient.
-                fresh = make(pools[name], features, labels, reduce) if name in pools else call
-                rows.append(Row("instance_pool", workload, what, name, times[name], peak_extra_mib(fresh)))
+        for what, make, passes in (("forward", forward_only, 1), ("both", forward_and_backward, 2)):
+
+            def calls(
+                data: tuple[Tensor, Tensor],
+                make: Callable[..., Call] = make,
+                passes: int = passes,
+                reduce: str = reduce,
+            ) -> dict[str, Call]:
+                features, _ = data
+                floor = features.sum if passes == 1 else lambda: (features.sum(), torch.zeros_like(features))
+                return {**{name: make(pool, *data, reduce) for name, pool in pools.items()}, FLOOR: floor}
+
+            # The features are read, their gradient is written, and there is an addition for each.
+            work = Work(passes * features.nbytes + labels.nbytes, features.numel())
+            rows += compare(("instance_pool", workload, f"{reduce}, {what}"), calls, data, settings, work)
     return rows
 
 
-def profile(workload: str) -> Callable[[], object]:
-    return forward_and_backward(ours, random_features(workload), labels_of(workload), "mean")
+def profile(workload: str, settings: Settings) -> Call:
+    labels = labels_of(workload)
+    pool = contestants(labels, replace(settings, compile=False))[OURS]
+    return forward_and_backward(pool, *settings.place((random_features(workload), labels)), "mean")
 
 
 ENTRIES = [Entry("instance_pool", ("instance_pool",), ("cells", "city", "volume", "noise"), run, profile)]

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 import instembed
-from benchmarks.harness import FLOOR, OURS, Entry, Row, Settings, measure, peak_extra_mib
-from benchmarks.workloads import labels_of
+from benchmarks.harness import FLOOR, OURS, Entry, Row, Settings, compare
+from benchmarks.machine import Work
+from benchmarks.timing import Call
+from benchmarks.workloads import instances_of, labels_of
 from instembed import reference
 
 Statistics = Callable[[Tensor], tuple[Tensor, ...]]
@@ -29,7 +31,7 @@ def scatter(labels: Tensor, known: int | None = None) -> tuple[Tensor, ...]:
     `known` ids, 0..known, spare it a `unique`, which is a sort; that is more than instembed may assume.
     """
     span = int(labels.max()) + 1 if known is None else known + 1
-    images = torch.arange(len(labels)).view(-1, *[1] * (labels.dim() - 1))
+    images = torch.arange(len(labels), device=labels.device).view(-1, *[1] * (labels.dim() - 1))
     keys = labels + images * span  # the ids of different images are kept apart
     if known is None:
         keys, slot, areas = torch.unique(keys, return_inverse=True, return_counts=True)
@@ -37,12 +39,13 @@ def scatter(labels: Tensor, known: int | None = None) -> tuple[Tensor, ...]:
     else:
         slot = keys.flatten()
         areas = torch.bincount(slot, minlength=len(labels) * span)
-        keys = torch.arange(len(areas))
+        keys = torch.arange(len(areas), device=labels.device)
     low, high, sums = [], [], []
     for axis in range(labels.dim() - 1, 0, -1):
         shape = [1] * labels.dim()
         shape[axis] = labels.shape[axis]
-        place = torch.arange(labels.shape[axis]).view(shape).expand(labels.shape).flatten()
+        steps = torch.arange(labels.shape[axis], device=labels.device)
+        place = steps.view(shape).expand(labels.shape).flatten()
         zeros = torch.zeros_like(areas)
         low.append(zeros.scatter_reduce(0, slot, place, "amin", include_self=False))
         high.append(zeros.scatter_reduce(0, slot, place, "amax", include_self=False) + 1)
@@ -51,7 +54,7 @@ def scatter(labels: Tensor, known: int | None = None) -> tuple[Tensor, ...]:
     columns = [keys % span, torch.stack(low + high, 1).float(), areas, centroids.float()]
     kept = (keys % span > 0) & (areas > 0)
     image = keys[kept] // span
-    row = torch.arange(len(image)) - torch.searchsorted(image, image)
+    row = torch.arange(len(image), device=labels.device) - torch.searchsorted(image, image)
     number = torch.bincount(image, minlength=len(labels))
     tables = []
     for column in columns:
@@ -71,24 +74,27 @@ def check_statistics(calls: dict[str, Statistics], labels: Tensor) -> None:
 
 def run_statistics(workload: str, settings: Settings) -> list[Row]:
     labels = labels_of(workload)
+    ours = statistics_with_room(labels, settings)
+    labels = settings.place(labels)
     known = int(labels.max())
     functions: dict[str, Statistics] = {
-        OURS: instembed.label_statistics,
+        OURS: ours,
         "eager scatter": scatter,
         "eager scatter, ids known": lambda labels: scatter(labels, known),
     }
     if settings.slow:
         functions["loop over instances"] = loop
     check_statistics(functions, labels)
-    calls: dict[str, Callable[[], object]] = {
-        name: partial(function, labels) for name, function in functions.items()
-    }
-    calls[FLOOR] = labels.max
-    times = measure(calls, settings)
-    return [
-        Row("label_statistics", workload, "forward", name, times[name], peak_extra_mib(call))
-        for name, call in calls.items()
-    ]
+
+    def calls(labels: Tensor) -> dict[str, Call]:
+        return {**{name: partial(f, labels) for name, f in functions.items()}, FLOOR: labels.max}
+
+    row = ("label_statistics", workload, "forward")
+    return compare(row, calls, labels, settings, Work(labels.nbytes))
+
+
+def statistics_with_room(labels: Tensor, settings: Settings) -> Statistics:
+    return partial(instembed.label_statistics, max_instances=settings.room(instances_of(labels)))
 
 
 def torch_masks(labels: Tensor) -> list[Tensor]:
@@ -118,31 +124,32 @@ def check_detections(labels: Tensor) -> None:
 def run_detections(workload: str, settings: Settings) -> list[Row]:
     labels = labels_of(workload)
     check_detections(labels)
-    passes: dict[str, dict[str, Callable[[], object]]] = {
-        "masks": {
+
+    def masks(labels: Tensor) -> dict[str, Call]:
+        return {
             OURS: lambda: instembed.detections(labels),
             "masks by comparison": lambda: torch_masks(labels),
-        },
-        "run lengths": {
+        }
+
+    def run_lengths(labels: Tensor) -> dict[str, Call]:
+        return {
             OURS: lambda: instembed.detections(labels, masks=False, rle=True),
             "pycocotools": lambda: coco_run_lengths(labels),
             FLOOR: labels.max,
-        },
-    }
-    rows = []
-    for what, calls in passes.items():
-        times = measure(calls, settings)
-        for name, call in calls.items():
-            rows.append(Row("detections", workload, what, name, times[name], peak_extra_mib(call)))
-    return rows
+        }
+
+    return [
+        *compare(("detections", workload, "masks"), masks, labels, settings),
+        *compare(("detections", workload, "run lengths"), run_lengths, labels, settings, Work(labels.nbytes)),
+    ]
 
 
-def profile_statistics(workload: str) -> Callable[[], object]:
+def profile_statistics(workload: str, settings: Settings) -> Call:
     labels = labels_of(workload)
-    return lambda: instembed.label_statistics(labels)
+    return partial(statistics_with_room(labels, settings), settings.place(labels))
 
 
-def profile_detections(workload: str) -> Callable[[], object]:
+def profile_detections(workload: str, _: Settings) -> Call:
     labels = labels_of(workload)
     return lambda: instembed.detections(labels, masks=False, rle=True)
 
@@ -156,6 +163,11 @@ ENTRIES = [
         profile_statistics,
     ),
     Entry(
-        "detections", ("detections",), ("lane", "cells", "city", "frame"), run_detections, profile_detections
+        "detections",
+        ("detections",),
+        ("lane", "cells", "city", "frame"),
+        run_detections,
+        profile_detections,
+        cuda=False,
     ),
 ]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import instembed
-from benchmarks.harness import FLOOR, OURS, Entry, Row, Settings, measure, peak_extra_mib
-from benchmarks.workloads import labels_of, separated_centers, trained_embeddings
+from benchmarks.harness import FLOOR, OURS, Entry, Row, Settings, compare, installed
+from benchmarks.machine import Work
+from benchmarks.timing import Call
+from benchmarks.workloads import WORKLOADS, labels_of, separated_centers, trained_embeddings
 from instembed import Grouping
 from instembed.grouping.mean_shift import Seeding
 
@@ -30,8 +31,7 @@ SEEDINGS: tuple[Seeding, ...] = ("peel", "all")
 IMAGES = ("frame", "frame rough", "city", "city rough")
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     embeddings: Tensor
     options: dict[str, Any]
     ids: Tensor  # the truth; 0 where there is background
@@ -49,7 +49,7 @@ def problem(workload: str) -> Problem:
         return Problem(points + noise / noise.norm(dim=1, keepdim=True) * radius, {}, ids)
     name, _, rough = workload.partition(" ")
     ids = labels_of(name)
-    embeddings = trained_embeddings(ids, 8, rough=bool(rough))
+    embeddings = trained_embeddings(ids, WORKLOADS[name].channels, rough=bool(rough))
     return Problem(embeddings, {"mask": ids > 0, "min_size": MIN_SIZE if rough else 1}, ids)
 
 
@@ -60,8 +60,9 @@ MIN_SIZE = 400
 def peel_in_pytorch(embeddings: Tensor, mask: Tensor | None = None, min_size: int = 1) -> Tensor:
     """Labels by peeling, one image or one set of points: compacts the foreground, shrinks it as it goes."""
     points = embeddings if embeddings.dim() == 2 else embeddings[0].flatten(1).t()
-    index = torch.arange(len(points)) if mask is None else mask.flatten().nonzero().flatten()
-    labels = torch.zeros(len(points), dtype=torch.int64)
+    every = torch.arange(len(points), device=points.device)
+    index = every if mask is None else mask.flatten().nonzero().flatten()
+    labels = torch.zeros_like(every)
     left = points[index].contiguous()
     found = 0
     while len(left):
@@ -89,42 +90,46 @@ def ours(task: Problem, seeding: Seeding) -> Callable[[], Grouping]:
 def scikit_learn(task: Problem, **options: Any) -> Callable[[], Any]:
     from sklearn.cluster import MeanShift
 
-    points = task.embeddings.numpy()
+    points = task.embeddings.cpu().numpy()
     return lambda: MeanShift(bandwidth=BANDWIDTH, cluster_all=False, **options).fit(points).labels_
 
 
 def run(workload: str, settings: Settings) -> list[Row]:
-    task = problem(workload)
-    check(task, rough=workload.endswith("rough"))
+    task = settings.place(problem(workload))
     n = task.ids.numel()
+    # On a GPU, `all` compares every point with every box of 32.
+    seedings = SEEDINGS if settings.slow or not settings.gpu or n <= 250_000 else SEEDINGS[:1]
+    check(task, seedings, rough=workload.endswith("rough"))
+    # The embeddings are read and labels written; the rest is searching, which has no lower bound.
+    work = Work(task.embeddings.nbytes + 8 * n)
+    sklearn = workload in CLOUDS and n <= 20_000 and settings.slow and installed("sklearn")
     rows = []
-    for seeding in SEEDINGS:
-        calls: dict[str, Callable[[], object]] = {OURS: ours(task, seeding)}
-        if workload in CLOUDS and n <= 20_000 and settings.slow:
-            if seeding == "peel":
+    for seeding in seedings:
+
+        def calls(task: Problem, seeding: Seeding = seeding) -> dict[str, Call]:
+            calls: dict[str, Call] = {OURS: ours(task, seeding)}
+            if sklearn and seeding == "peel":
                 calls["scikit-learn bins"] = scikit_learn(task, bin_seeding=True)
-            elif n <= 2_000:
+            elif sklearn and n <= 2_000:
                 calls["scikit-learn"] = scikit_learn(task)
-        if seeding == "peel" and (task.embeddings.dim() == 2 or len(task.embeddings) == 1):
-            if n <= 250_000 or settings.slow:
-                calls["PyTorch peel"] = lambda: peel_in_pytorch(task.embeddings, **task.options)
-        calls[FLOOR] = task.embeddings.sum
-        times = measure(calls, settings)
-        for name, call in calls.items():
-            peak = peak_extra_mib(call) if name == OURS else None
-            rows.append(Row("mean_shift", workload, seeding, name, times[name], peak))
+            if seeding == "peel" and (task.embeddings.dim() == 2 or len(task.embeddings) == 1):
+                if n <= 250_000 or settings.slow:
+                    calls["PyTorch peel"] = lambda: peel_in_pytorch(task.embeddings, **task.options)
+            return {**calls, FLOOR: task.embeddings.sum}
+
+        rows += compare(("mean_shift", workload, seeding), calls, task, settings, work, peaks=(OURS,))
     return rows
 
 
-def check(task: Problem, rough: bool) -> None:
+def check(task: Problem, seedings: Sequence[Seeding], rough: bool) -> None:
     """Clean instances are found exactly; with rough borders, their number, and 97 % of their pixels."""
-    for seeding in SEEDINGS:
+    for seeding in seedings:
         found = ours(task, seeding)()
         if rough:
             labels, ids = found.labels[task.ids > 0], task.ids[task.ids > 0]
             _, counts = torch.stack([labels, ids]).unique(dim=1, return_counts=True)
             kept = int(found.num_instances.sum())
-            share = counts.sort(descending=True).values[:kept].sum() / len(ids)
+            share = counts.sort(descending=True).values[:kept].sum().item() / len(ids)
             assert share > 0.9, f"{seeding}: {share:.3f} of the pixels"
             continue
         images = len(task.ids) if task.ids.dim() > 1 else 1
@@ -137,8 +142,8 @@ def check(task: Problem, rough: bool) -> None:
         assert torch.equal(peel_in_pytorch(task.embeddings), ours(task, "peel")().labels)
 
 
-def profile(workload: str) -> Callable[[], object]:
-    return ours(problem(workload), "peel")
+def profile(workload: str, settings: Settings) -> Call:
+    return ours(settings.place(problem(workload)), "peel")
 
 
-ENTRIES = [Entry("mean_shift", ("mean_shift",), (*IMAGES, *CLOUDS), run, profile)]
+ENTRIES = [Entry("mean_shift", ("mean_shift",), (*IMAGES, *CLOUDS), run, profile, ("lane",))]

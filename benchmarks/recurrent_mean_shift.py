@@ -12,7 +12,9 @@ from torch.nn.functional import normalize, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 import instembed
-from benchmarks.harness import OURS, Entry, Row, Settings, measure, peak_extra_mib
+from benchmarks.harness import OURS, Entry, Row, Settings, compare, each
+from benchmarks.machine import Work
+from benchmarks.timing import Call
 
 CHANNELS, CLUSTERS, NOISE = 16, 30, 0.08
 BLOCK = 256  # rows of the matrix that "blocks" holds
@@ -98,27 +100,29 @@ def forward_only(shift: Shift, points: Tensor) -> Callable[[], Tensor]:
 def backward_only(shift: Shift, points: Tensor) -> Callable[[], Tensor]:
     leaf = points.clone().requires_grad_()
     shifted = shift(leaf)
-    weights = torch.randn(shifted.shape, generator=torch.Generator().manual_seed(1))
+    weights = torch.randn(shifted.shape, generator=torch.Generator().manual_seed(1)).to(points.device)
     return lambda: torch.autograd.grad(shifted, leaf, weights, retain_graph=True)[0]
 
 
 def run(workload: str, settings: Settings) -> list[Row]:
-    bandwidth, points = WORKLOADS[workload].bandwidth, points_of(workload)
+    bandwidth, points = WORKLOADS[workload].bandwidth, settings.place(points_of(workload))
+    pairs = len(points) ** 2
+    # The products of all pairs, as for whoever skips none; points and gradients read, and the result written.
+    forward = Work(2 * points.nbytes, pairs * (4 * CHANNELS + 2))
+    backward = Work(3 * points.nbytes, pairs * (10 * CHANNELS + 8))
     if workload in LARGE:
-        call = forward_only(ours(bandwidth, iterations=5), points)
-        times = measure({OURS: call}, settings)
-        return [Row("recurrent_mean_shift", workload, "5 x forward", OURS, times[OURS], peak_extra_mib(call))]
+        calls = each(forward_only, {OURS: ours(bandwidth, iterations=5)})
+        row = ("recurrent_mean_shift", workload, "5 x forward")
+        work = Work(5 * forward.bytes, 5 * forward.flops)
+        return compare(row, calls, (points,), settings, work)
     shifts = {OURS: ours(bandwidth), "attention": attention(bandwidth), "blocks": blocks(bandwidth)}
     if settings.slow:
         shifts["matrix"] = matrix(bandwidth)
     check(shifts, points)
     rows = []
-    for what, make in (("forward", forward_only), ("backward", backward_only)):
-        calls: dict[str, Callable[[], object]] = {name: make(shift, points) for name, shift in shifts.items()}
-        times = measure(calls, settings)
-        for name in calls:
-            peak = peak_extra_mib(calls[name])
-            rows.append(Row("recurrent_mean_shift", workload, what, name, times[name], peak))
+    for what, make, work in (("forward", forward_only, forward), ("backward", backward_only, backward)):
+        row = ("recurrent_mean_shift", workload, what)
+        rows += compare(row, each(make, shifts), (points,), settings, work)
     return rows
 
 
@@ -134,8 +138,8 @@ def check(shifts: dict[str, Shift], points: Tensor) -> None:
             torch.testing.assert_close(value, other, rtol=0, atol=5e-5 * scale, msg=f"{name}: {what}")
 
 
-def profile(workload: str) -> Callable[[], object]:
-    return forward_only(ours(WORKLOADS[workload].bandwidth), points_of(workload))
+def profile(workload: str, settings: Settings) -> Call:
+    return forward_only(ours(WORKLOADS[workload].bandwidth), settings.place(points_of(workload)))
 
 
 ENTRIES = [Entry("recurrent_mean_shift", ("recurrent_mean_shift",), tuple(WORKLOADS), run, profile)]

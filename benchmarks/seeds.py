@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 import instembed
-from benchmarks.harness import OURS, Entry, Row, Settings, measure, peak_extra_mib
+from benchmarks.harness import OURS, Entry, Row, Settings, compare, each
+from benchmarks.machine import Work
+from benchmarks.timing import Call
 from benchmarks.workloads import ellipses, trained_embeddings
 
 THRESHOLDS = (0.25, 0.5, 0.75, 0.9)
@@ -48,8 +50,8 @@ def chunked_iou(embeddings: Tensor, labels: Tensor, seeds: Tensor, chunk: int) -
     points, ids = embeddings[0].flatten(1), labels[0].flatten()
     at_seeds, own = points[:, seeds[0]], ids[seeds[0]]
     norms = at_seeds.square().sum(0)[:, None]
-    members = torch.zeros(len(own), len(RADII))
-    common, area = torch.zeros_like(members), torch.zeros(len(own), 1)
+    members = points.new_zeros(len(own), len(RADII))
+    common, area = torch.zeros_like(members), points.new_zeros(len(own), 1)
     for start in range(0, points.shape[1], chunk):
         part = points[:, start : start + chunk]
         squared = torch.addmm(norms + part.square().sum(0), at_seeds.t(), part, alpha=-2)
@@ -67,8 +69,8 @@ def weighted_iou(embeddings: Tensor, labels: Tensor, seeds: Tensor, chunk: int) 
     points, ids = embeddings[0].flatten(1), labels[0].flatten()
     at_seeds, own = points[:, seeds[0]], ids[seeds[0]]
     norms = at_seeds.square().sum(0)[:, None]
-    members = torch.zeros(len(own), len(RADII))
-    common, area = torch.zeros_like(members), torch.zeros(len(own), 1)
+    members = points.new_zeros(len(own), len(RADII))
+    common, area = torch.zeros_like(members), points.new_zeros(len(own), 1)
     for start in range(0, points.shape[1], chunk):
         part = points[:, start : start + chunk]
         squared = torch.addmm(norms + part.square().sum(0), at_seeds.t(), part, alpha=-2)
@@ -82,21 +84,21 @@ def weighted_iou(embeddings: Tensor, labels: Tensor, seeds: Tensor, chunk: int) 
 
 
 def run_iou(workload: str, settings: Settings) -> list[Row]:
-    task = iou_task(workload)
-    calls: dict[str, Callable[[], Tensor]] = {OURS: lambda: instembed.seed_mask_iou(*task)}
+    task = settings.place(iou_task(workload))
+    functions: dict[str, Callable[..., Tensor]] = {OURS: instembed.seed_mask_iou}
     for chunk in CHUNKS:
-        calls[f"eager, bools, {chunk}"] = functools.partial(chunked_iou, *task, chunk)
-        calls[f"eager, floats, {chunk}"] = functools.partial(weighted_iou, *task, chunk)
+        functions[f"eager, bools, {chunk}"] = functools.partial(chunked_iou, chunk=chunk)
+        functions[f"eager, floats, {chunk}"] = functools.partial(weighted_iou, chunk=chunk)
         if settings.compile:
             torch._dynamo.reset()
             step = torch.compile(chunk_counts)
-            calls[f"torch.compile, {chunk}"] = functools.partial(compiled_iou, *task, chunk, step)
-    expected = calls[OURS]()
-    for name, call in calls.items():
+            functions[f"torch.compile, {chunk}"] = functools.partial(compiled_iou, chunk=chunk, step=step)
+    expected = functions[OURS](*task)
+    for name, function in functions.items():
         # Where a distance is the radius but for rounding, the product's rounding decides otherwise.
-        difference = (call() - expected).abs().mean().item()
+        difference = (function(*task) - expected).abs().mean().item()
         assert difference < 1e-3, f"{name}: IoU off by {difference:.1e} on average"
-    return _rows("seed_mask_iou", workload, calls, settings)
+    return _rows("seed_mask_iou", workload, functions, task, settings)
 
 
 def chunk_counts(
@@ -177,21 +179,23 @@ def selected(
 
 
 def run_select(workload: str, settings: Settings) -> list[Row]:
-    task = select_task(workload)
-    calls: dict[str, Callable[[], Tensor]] = {
-        OURS: lambda: instembed.select_seeds(*task, SEEDS["select"]).indices,
-        "eager": lambda: selected(*task, "eager", compilable_step),
-        "eager, product": lambda: selected(*task, "product", compilable_step),
+    task = settings.place(select_task(workload))
+    functions: dict[str, Callable[..., Tensor]] = {
+        OURS: lambda embeddings, seediness: (
+            instembed.select_seeds(embeddings, seediness, SEEDS["select"]).indices
+        ),
+        "eager": functools.partial(selected, how="eager", step=compilable_step),
+        "eager, product": functools.partial(selected, how="product", step=compilable_step),
     }
     if settings.compile:
         torch._dynamo.reset()
         step = torch.compile(compilable_step)
-        calls["torch.compile"] = lambda: selected(*task, "compiled", step)
-    expected = calls[OURS]()
-    for name, call in calls.items():
+        functions["torch.compile"] = functools.partial(selected, how="compiled", step=step)
+    expected = functions[OURS](*task)
+    for name, function in functions.items():
         if name != "eager, product":  # whose rounding may pick others of nearly the same objective
-            assert torch.equal(call(), expected), name
-    return _rows("select_seeds", workload, calls, settings)
+            assert torch.equal(function(*task), expected), name
+    return _rows("select_seeds", workload, functions, task, settings)
 
 
 # Growing ----------------------------------------------------------------------------------------------------
@@ -211,7 +215,7 @@ def grown(embeddings: Tensor, seediness: Tensor) -> Tensor:
     indices, points = seeds.indices[0], embeddings[0].flatten(1)
     best = seediness[0, :, 1].flatten(1)[:, indices].argmax(0)
     order = seeds.scores[0].argsort(descending=True, stable=True)
-    indices, radii = indices[order], torch.tensor(RADII)[best[order]]
+    indices, radii = indices[order], torch.tensor(RADII, device=points.device)[best[order]]
     at_seeds = points[:, indices]
     norms = at_seeds.square().sum(0)[:, None] + points.square().sum(0)
     squared = torch.addmm(norms, at_seeds.t(), points, alpha=-2)
@@ -219,7 +223,7 @@ def grown(embeddings: Tensor, seediness: Tensor) -> Tensor:
     floats = masks.float()
     shared = floats @ floats.t()
     sizes = shared.diag()
-    accepted = torch.zeros(len(indices), dtype=torch.bool)
+    accepted = torch.zeros_like(indices, dtype=torch.bool)
     limit = 0.5 * torch.minimum(sizes, sizes[:, None])
     for k in range(len(indices)):
         accepted[k] = not (accepted & (shared[k] > limit[k])).any()
@@ -228,29 +232,33 @@ def grown(embeddings: Tensor, seediness: Tensor) -> Tensor:
 
 
 def run_grow(workload: str, settings: Settings) -> list[Row]:
-    task = grow_task(workload)
-    calls: dict[str, Callable[[], Tensor]] = {
-        OURS: lambda: instembed.grow_seeds(*task, num_seeds=SEEDS["grow"]).labels,
-        "eager, seeds given": lambda: grown(*task),
+    task = settings.place(grow_task(workload))
+    functions: dict[str, Callable[..., Tensor]] = {
+        OURS: lambda *task: instembed.grow_seeds(*task, num_seeds=SEEDS["grow"]).labels,
+        "eager, seeds given": grown,
     }
-    different = (calls[OURS]() != grown(*task)).double().mean().item()
+    different = (functions[OURS](*task) != grown(*task)).double().mean().item()
     assert different < 1e-3, f"labels differ at {different:.2%} of the pixels"
-    return _rows("grow_seeds", workload, calls, settings)
+    return _rows("grow_seeds", workload, functions, task, settings)
 
 
-def _rows(op: str, workload: str, calls: dict[str, Callable[[], Tensor]], settings: Settings) -> list[Row]:
-    times = measure(dict(calls), settings)
-    return [
-        Row(op, workload, "forward", name, times[name], peak_extra_mib(call)) for name, call in calls.items()
-    ]
+def _rows(
+    op: str,
+    workload: str,
+    functions: dict[str, Callable[..., Tensor]],
+    task: tuple[Tensor, ...],
+    settings: Settings,
+) -> list[Row]:
+    """The limit is of reading the inputs: the flops depend on how many pixels are near a seed."""
+    work = Work(sum(tensor.nbytes for tensor in task))
+    return compare((op, workload, "forward"), each(functools.partial, functions), task, settings, work)
 
 
 def _profile(
     op: Callable[..., object], task: Callable[[str], tuple[Tensor, ...]]
-) -> Callable[[str], Callable[[], object]]:
-    def profile(workload: str) -> Callable[[], object]:
-        arguments = task(workload)
-        return lambda: op(*arguments)
+) -> Callable[[str, Settings], Call]:
+    def profile(workload: str, settings: Settings) -> Call:
+        return functools.partial(op, *settings.place(task(workload)))
 
     return profile
 

@@ -25,6 +25,7 @@ WORKLOADS = {
     "frame": Workload(1, 8, (1024, 2048), 50, "one Cityscapes frame, real time"),
     "volume": Workload(1, 16, (64, 128, 128), 200, "EM, 3-D"),
     "points": Workload(1, 16, (200_000,), 500, "LiDAR, particle tracks"),
+    "train": Workload(8, 16, (512, 1024), 30, "training on a large GPU"),
     "noise": Workload(2, 8, (512, 1024), 1000, "random ids, the worst case"),
 }
 
@@ -39,6 +40,12 @@ def labels_of(name: str, seed: int = 0) -> Tensor:
         return torch.randint(1, workload.instances + 1, (workload.batch, *workload.size), generator=generator)
     images = [ellipses(workload.size, workload.instances, generator) for _ in range(workload.batch)]
     return torch.stack(images)
+
+
+def instances_of(labels: Tensor) -> int:
+    """The most that an image has, 0 being the background."""
+    images = labels if labels.dim() > 1 else labels[None]
+    return max(int((ids.unique() != 0).sum()) for ids in images)
 
 
 def ellipses(size: tuple[int, ...], instances: int, generator: torch.Generator) -> Tensor:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import library
+from torch.overrides import TorchFunctionMode
 
 import instembed
 from instembed import _native, _ops
@@ -49,6 +52,39 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+class _MadeThere(TorchFunctionMode):
+    """Tensors for which no device is named are made by the CPU and moved to one: random ones are the same
+    everywhere."""
+
+    NAMES = "arange empty eye full linspace ones rand randint randn randperm tensor zeros"
+    MAKERS = frozenset(getattr(torch, name) for name in NAMES.split())
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        made = function in self.MAKERS and "device" not in (kwargs or {})
+        return result.detach().to(self.device).requires_grad_(result.requires_grad) if made else result
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def each_device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A test that uses it runs on the CPU, and on a GPU where there is one."""
+    if request.param == "cpu":
+        yield "cpu"
+        return
+    if request.node.get_closest_marker("cpu_only") is not None:
+        pytest.skip("is about the CPU")
+    if request.config.getoption("--simulated-core") is not None or not instembed.cuda_available():
+        pytest.skip("needs a GPU")
+    with _MadeThere("cuda"):
+        yield "cuda"
 
 
 @pytest.fixture(params=["simulated", pytest.param("cuda", marks=pytest.mark.cuda)])

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with a GPU: builds into the environment of $PYTHON without fetching anything (torch, numpy,
-# pytest, pybind11, scikit-build-core, cmake and ninja must be there), runs the GPU half of the tests, and
-# small ones again under compute-sanitizer. Never run so far: no GPU was at hand.
+# pytest, pybind11, scikit-build-core, cmake and ninja must be there), runs the GPU half of the tests, small
+# ones again under compute-sanitizer, and the benchmarks. Never run so far: no GPU was at hand.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -17,3 +17,9 @@ if command -v compute-sanitizer > /dev/null; then
 else
   echo 'compute-sanitizer was not found: memory and races were NOT checked'
 fi
+# Short turns, nothing that takes seconds a call, and torch.compile against the loss only, because it compiles
+# for longer than everything else takes: minutes in all. `python -m benchmarks --device cuda` has it all.
+results=benchmarks/results/$("$PYTHON" -c 'import re, torch
+print(re.sub("[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-"))').json
+"$PYTHON" -m benchmarks --device cuda --rounds 3 --seconds 0.05 --no-slow --compile-only discriminative --json "$results"
+echo "written: $results"

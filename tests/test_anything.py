@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -9,6 +10,9 @@ from torch import Tensor
 
 import instembed
 from instembed import reference
+from tests.comparing import as_on_cpu, on_cpu, there
+
+pytestmark = pytest.mark.usefixtures("each_device")
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 IDS = st.one_of(st.integers(-3, 6), st.integers(-(2**63), 2**63 - 1))
@@ -46,6 +50,11 @@ def batches(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     return embeddings, labels
 
 
+def room(labels: Tensor) -> dict[str, int]:
+    """On a GPU, where an op does not find out how many instances there are: as many as there are pixels."""
+    return {"max_instances": max(labels[:1].numel(), 1)} if labels.is_cuda else {}
+
+
 @EXAMPLES
 @given(batches(), st.sampled_from([1, 2]), st.none() | IDS, st.none() | IDS, st.sampled_from([0.0, 1.0]))
 def test_discriminative(
@@ -54,7 +63,7 @@ def test_discriminative(
     embeddings, labels = batch
     options = {"norm": norm, "background": background, "ignore_index": ignore, "background_push": push}
     ours, exact = embeddings.detach().requires_grad_(), embeddings.detach().double().requires_grad_()
-    loss = instembed.discriminative_loss(ours, labels, **options)
+    loss = instembed.discriminative_loss(ours, labels, **room(labels), **options)
     expected = reference.discriminative_loss(exact, labels, **options)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=1e-5)
     loss.backward()
@@ -79,9 +88,8 @@ def test_mean_shift(
     embeddings, labels = batch
     embeddings = embeddings[..., :200]
     mask = labels[..., :200] if masked else None
-    grouping = instembed.mean_shift(
-        embeddings, bandwidth, mask=mask, seeding=seeding, leftovers=leftovers, min_size=min_size
-    )
+    options = {"seeding": seeding, "leftovers": leftovers, "min_size": min_size, **room(labels)}
+    grouping = instembed.mean_shift(embeddings, bandwidth, mask=mask, **options)
     assert grouping.labels.shape == embeddings.shape[:1] + embeddings.shape[2:]
     assert grouping.centers.isfinite().all()
     for b in range(len(embeddings)):
@@ -130,7 +138,9 @@ def test_cosine_margin(
     options = {"margin": margin, "squared": squared, "background": background, "ignore_index": ignore}
     ours, exact = embeddings.detach().requires_grad_(), embeddings.detach().double().requires_grad_()
     loss, expected = (
-        function(leaf, labels, samples=samples, generator=torch.Generator().manual_seed(0), **options)
+        function(
+            leaf, labels, samples=samples, generator=torch.Generator(labels.device).manual_seed(0), **options
+        )
         for function, leaf in (
             (instembed.cosine_margin_loss, ours),
             (reference.cosine_margin_loss, exact),
@@ -174,7 +184,7 @@ def test_pairwise_similarity_loss(
 ) -> None:
     embeddings, labels = batch
     rules = {"background": background, "ignore_index": ignore}
-    drawn, same = (torch.Generator().manual_seed(1) for _ in range(2))
+    drawn, same = (torch.Generator(labels.device).manual_seed(1) for _ in range(2))
     found = instembed.sample_pixels(labels, samples, generator=drawn, **rules)
     expected = reference.sample_pixels(labels, samples, generator=same, **rules)
     assert torch.equal(found.indices, expected[0]) and torch.equal(found.valid, expected[1])
@@ -194,9 +204,9 @@ def test_pairwise_similarity_loss(
 @given(batches(), st.none() | IDS, st.none() | IDS)
 def test_label_statistics(batch: tuple[Tensor, Tensor], background: int | None, ignore: int | None) -> None:
     labels = batch[1]
-    ours = instembed.label_statistics(labels, background=background, ignore_index=ignore)
-    exact = reference.label_statistics(labels, background=background, ignore_index=ignore)
-    for name, value in ours._asdict().items():
+    ours = instembed.label_statistics(labels, background=background, ignore_index=ignore, **room(labels))
+    exact = reference.label_statistics(labels.cpu(), background=background, ignore_index=ignore)
+    for name, value in as_on_cpu(ours, exact)._asdict().items():
         torch.testing.assert_close(value, getattr(exact, name), rtol=1e-6, atol=1e-5, check_dtype=False)
 
 
@@ -208,8 +218,9 @@ def test_instance_pool(
     features, labels = batch
     options = {"reduce": reduce, "background": background, "ignore_index": ignore}
     ours, exact = features.detach().requires_grad_(), features.detach().double().requires_grad_()
-    pooled = instembed.instance_pool(ours, labels, return_ids=True, **options)
-    expected = reference.instance_pool(exact, labels, **options)
+    expected = reference.instance_pool(exact.cpu(), labels.cpu(), **options)
+    pooled = instembed.instance_pool(ours, labels, return_ids=True, **room(labels), **options)
+    pooled = as_on_cpu(pooled, expected)
     assert torch.equal(pooled.ids, expected.ids) and torch.equal(pooled.counts, expected.counts)
     assert torch.equal(pooled.valid, expected.valid)
     size = exact.abs().sum().item() if reduce == "sum" else 1.0
@@ -231,7 +242,7 @@ def test_detections(batch: tuple[Tensor, Tensor], masks: bool, rle: bool) -> Non
         present = ids[ids != 0].unique()
         assert len(image["boxes"]) == len(image["labels"]) == len(image["scores"]) == len(present)
         if masks and len(present):
-            assert torch.equal(image["masks"], ids == present[:, None, None])
+            assert torch.equal(image["masks"].cpu(), (ids == present[:, None, None]).cpu())
 
 
 @st.composite
@@ -296,8 +307,8 @@ def test_seed_mask_iou(
     seeds = seeds.clamp(max=labels[:1].numel() - 1)
     options = {"background": background, "ignore_index": ignore}
     ours = instembed.seed_mask_iou(embeddings, labels, seeds, (threshold, 0.5), **options)
-    exact = reference.seed_mask_iou(embeddings, labels, seeds, (threshold, 0.5), **options)
-    assert torch.equal(ours, exact.to(ours.dtype))
+    exact = reference.seed_mask_iou(*on_cpu((embeddings, labels, seeds)), (threshold, 0.5), **options)
+    assert torch.equal(ours.cpu(), exact.to(ours.dtype))
 
 
 @EXAMPLES
@@ -307,8 +318,8 @@ def test_grow_seeds(batch: tuple[Tensor, Tensor], num_seeds: int, diversity: flo
     seediness = torch.rand(len(labels), 2, 3, *labels.shape[1:])
     options = {"thresholds": (0.3, 0.9), "num_seeds": num_seeds, "diversity": diversity, "overlap": overlap}
     ours = instembed.grow_seeds(embeddings, seediness, mask=labels, **options)
-    exact = reference.grow_seeds(embeddings, seediness, mask=labels, **options)
-    assert all(torch.equal(a, b) for a, b in zip(ours, exact, strict=True))
+    exact = reference.grow_seeds(*on_cpu((embeddings, seediness)), mask=labels.cpu(), **options)
+    assert all(torch.equal(a, b) for a, b in zip(as_on_cpu(ours, exact), exact, strict=True))
 
 
 ANYTHING = st.one_of(
@@ -375,11 +386,14 @@ COUNTS = {  # positional arguments, where they are not two
 
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data(), st.sampled_from(sorted(FUNCTIONS)))
-def test_nonsense_is_refused(data: st.DataObject, name: str) -> None:
+def test_nonsense_is_refused(each_device: str, data: st.DataObject, name: str) -> None:
     """Whatever comes, a function returns or raises ValueError or TypeError."""
     count = COUNTS.get(name, 2)
-    positional = [data.draw(ANYTHING) for _ in range(count)]
-    options = {key: data.draw(ANYTHING) for key in data.draw(st.lists(st.sampled_from(FUNCTIONS[name])))}
+    positional = [there(data.draw(ANYTHING), each_device) for _ in range(count)]
+    options = {
+        key: there(data.draw(ANYTHING), each_device)
+        for key in data.draw(st.lists(st.sampled_from(FUNCTIONS[name])))
+    }
     if any(isinstance(value, Tensor) and value.is_meta for value in [*positional, *options.values()]):
         return  # a fake tensor has no values: what runs then is the op's fake
     try:

@@ -14,8 +14,10 @@ from torch.utils.checkpoint import checkpoint
 import instembed
 from instembed import reference
 from instembed._native import core
-from tests.comparing import assert_close, assert_compiles
+from tests.comparing import assert_close, assert_compiles, on_cpu
 from tests.layouts import layouts
+
+pytestmark = pytest.mark.usefixtures("each_device")
 
 # Relative to the largest value.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-7, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -68,13 +70,13 @@ def assert_matches_reference(
 ) -> None:
     options = {"reduction": "none", **options}
     ours = tags.detach().clone(memory_format=torch.preserve_format).requires_grad_()
-    exact = tags.detach().double().requires_grad_()
+    exact = tags.detach().cpu().double().requires_grad_()
     loss = instembed.associative_embedding_loss(ours, keypoints, visible, **options)
-    expected = reference.associative_embedding_loss(exact, keypoints, visible, **options)
+    expected = reference.associative_embedding_loss(exact, *on_cpu((keypoints, visible)), **options)
     assert loss.shape == expected.shape
     assert loss.dtype == (torch.float64 if tags.dtype == torch.float64 else torch.float32)
     weights = torch.randn_like(expected)
-    (loss.double() * weights).sum().backward()
+    (loss.cpu().double() * weights).sum().backward()
     (expected * weights).sum().backward()
     assert_close(loss, expected, 1e-12 if tags.dtype == torch.float64 else 3e-7)
     assert ours.grad.dtype == tags.dtype
@@ -113,9 +115,9 @@ def test_map_sizes(size: tuple[int, int]) -> None:
 def test_layouts(name: str, dtype: torch.dtype) -> None:
     tags = layouts(8, 13, 17)[name].to(dtype)
     _, keypoints, visible = people(dimensions=2)
-    leaf, exact = tags.detach().requires_grad_(), tags.detach().double().contiguous().requires_grad_()
+    leaf, exact = tags.detach().requires_grad_(), tags.detach().cpu().double().contiguous().requires_grad_()
     instembed.associative_embedding_loss(leaf, keypoints, visible).backward()
-    reference.associative_embedding_loss(exact, keypoints, visible).backward()
+    reference.associative_embedding_loss(exact, *on_cpu((keypoints, visible))).backward()
     assert_close(leaf.grad, exact.grad, TOLERANCE[dtype])
 
 
@@ -302,6 +304,7 @@ def test_large_tags_do_not_overflow() -> None:
     assert_matches_reference(30000 * tags.half().clamp(-1, 1), keypoints, visible)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_same_bits_on_any_number_of_threads(dtype: torch.dtype) -> None:
     tags, keypoints, visible = people(images=3, count=50, joints=17, size=(90, 80), dtype=dtype)
@@ -336,9 +339,10 @@ def test_gradcheck(kind: str, dimensions: int) -> None:
 def test_gradient_of_each_term() -> None:
     tags, keypoints, visible = people(dimensions=2, dtype=torch.float64)
     for column, name in enumerate(instembed.AssociativeEmbeddingTerms._fields):
-        ours, exact = tags.clone().requires_grad_(), tags.clone().requires_grad_()
+        ours, exact = tags.clone().requires_grad_(), tags.cpu().clone().requires_grad_()
         getattr(instembed.associative_embedding_terms(ours, keypoints, visible), name).sum().backward()
-        reference.associative_embedding_terms(exact, keypoints, visible)[:, column].sum().backward()
+        expected = reference.associative_embedding_terms(exact, *on_cpu((keypoints, visible)))
+        expected[:, column].sum().backward()
         assert_close(ours.grad, exact.grad, 1e-12)
 
 
@@ -459,9 +463,9 @@ def test_compile_with_inductor_and_dynamic_shapes() -> None:
 
 
 def test_autocast() -> None:
-    conv = torch.nn.Conv2d(3, 8, 3, padding=1)
     _, keypoints, visible = people(dimensions=2)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    conv = torch.nn.Conv2d(3, 8, 3, padding=1).to(visible.device)
+    with torch.autocast(visible.device.type, dtype=torch.bfloat16):
         tags = conv(torch.randn(2, 3, 13, 17))
         assert tags.dtype == torch.bfloat16
         loss = instembed.associative_embedding_loss(tags, keypoints, visible)
@@ -521,6 +525,7 @@ def test_push_needs_no_square_of_people() -> None:
     assert not tags.grad[0, 1:-1].any() and tags.grad[0, 0].item() > 0 > tags.grad[0, -1].item()
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -15,6 +15,8 @@ from instembed import reference
 from tests.comparing import assert_close, assert_compiles
 from tests.layouts import layouts
 
+pytestmark = pytest.mark.usefixtures("each_device")
+
 # Of losses and gradients, relative to the largest value.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
@@ -258,15 +260,15 @@ def test_no_points(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("samples", [0.35, 1.0, 1e-9, 1, 40, 10**6, (0.35, 40), (0.35, 4000)], ids=str)
-def test_samples(samples: object) -> None:
+def test_samples(samples: object, each_device: str) -> None:
     embeddings = torch.randn(2, 5, 14, 15, dtype=torch.float64, requires_grad=True)
     labels = torch.randint(0, 4, (2, 14, 15))
     options = {"samples": samples, "reduction": "none", "ignore_index": 2}
     loss = instembed.cosine_margin_loss(
-        embeddings, labels, generator=torch.Generator().manual_seed(3), **options
+        embeddings, labels, generator=torch.Generator(each_device).manual_seed(3), **options
     )
     expected = reference.cosine_margin_loss(
-        embeddings, labels, generator=torch.Generator().manual_seed(3), **options
+        embeddings, labels, generator=torch.Generator(each_device).manual_seed(3), **options
     )
     torch.testing.assert_close(loss, expected)
     (gradient,) = torch.autograd.grad(loss.sum(), embeddings)
@@ -298,6 +300,7 @@ def test_samples_are_drawn_anew() -> None:
 # ------------------------------------------------------------------------------------------------ autograd
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("squared", [False, True])
 def test_same_bits_on_any_number_of_threads(dtype: torch.dtype, squared: bool) -> None:
@@ -341,9 +344,9 @@ def test_compile_fullgraph(options: dict) -> None:
     assert_compiles(lambda e: instembed.cosine_margin_loss(e * 2, labels, **options), torch.randn(2, 5, 6, 7))
 
 
-def test_autocast() -> None:
+def test_autocast(each_device: str) -> None:
     conv = torch.nn.Conv2d(3, 8, 3, padding=1)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(each_device, dtype=torch.bfloat16):
         embeddings = conv(torch.randn(2, 3, 13, 17))
         loss = instembed.cosine_margin_loss(embeddings, torch.randint(0, 5, (2, 13, 17)))
     assert embeddings.dtype == torch.bfloat16 and loss.dtype == torch.float32
@@ -379,14 +382,16 @@ def test_descent_separates_instances() -> None:
     assert similarity[same].min() > 0.9 and similarity[~same].max() < 0.2
 
 
-def test_module() -> None:
+def test_module(each_device: str) -> None:
     options = {"margin": 0.3, "samples": (0.5, 20), "squared": True}
     criterion = instembed.CosineMarginLoss(**options)
     embeddings, labels = torch.randn(2, 5, 6, 7), torch.randint(0, 4, (2, 6, 7))
     expected = instembed.cosine_margin_loss(
-        embeddings, labels, generator=torch.Generator().manual_seed(1), **options
+        embeddings, labels, generator=torch.Generator(each_device).manual_seed(1), **options
     )
-    assert torch.equal(criterion(embeddings, labels, generator=torch.Generator().manual_seed(1)), expected)
+    assert torch.equal(
+        criterion(embeddings, labels, generator=torch.Generator(each_device).manual_seed(1)), expected
+    )
     plain = instembed.CosineMarginLoss(margin=0.3)
     for module in (plain, copy.deepcopy(plain), torch.nn.Sequential(plain)[0]):
         assert module(embeddings, labels) == instembed.cosine_margin_loss(embeddings, labels, margin=0.3)

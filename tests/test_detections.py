@@ -18,7 +18,10 @@ from torch import Tensor
 import instembed
 from instembed import Grouping
 from instembed._arguments import INTEGER
+from tests.comparing import there
 from tests.test_label_statistics import HUGE, blobs
+
+pytestmark = pytest.mark.usefixtures("each_device")
 
 
 def grouping_of(labels: Tensor, instances: list[int]) -> Grouping:
@@ -30,7 +33,7 @@ def grouping_of(labels: Tensor, instances: list[int]) -> Grouping:
 
 def encoded(masks: Tensor) -> list[dict[str, Any]]:
     """What pycocotools makes of (K, H, W) masks."""
-    return [coco_mask.encode(np.asfortranarray(mask.numpy().astype(np.uint8))) for mask in masks]
+    return [coco_mask.encode(np.asfortranarray(mask.cpu().numpy().astype(np.uint8))) for mask in masks]
 
 
 def assert_same_run_lengths(labels: Tensor, **options: Any) -> None:
@@ -38,7 +41,7 @@ def assert_same_run_lengths(labels: Tensor, **options: Any) -> None:
         assert found["rle"] == encoded(found["masks"])
         if found["rle"]:
             decoded = torch.from_numpy(coco_mask.decode(found["rle"])).permute(2, 0, 1)
-            assert torch.equal(decoded.bool(), found["masks"])
+            assert torch.equal(decoded.bool(), found["masks"].cpu())
             places = found["boxes"].clone()
             places[:, 2:] -= places[:, :2]
             assert coco_mask.toBbox(found["rle"]).tolist() == places.tolist()
@@ -91,6 +94,15 @@ def test_nothing_there(shape: tuple[int, ...]) -> None:
     for entry in found:
         assert entry["boxes"].shape == (0, 4) and entry["masks"].shape == (0, *shape[1:])
         assert entry["labels"].shape == entry["scores"].shape == (0,) and entry["rle"] == []
+
+
+def test_more_instances_than_a_gpu_has_room_for(overflow_checks: None) -> None:
+    labels = torch.stack([torch.arange(200), torch.arange(200) % 3]).view(2, 10, 20)
+    many, few = instembed.detections(labels, masks=False)
+    assert many["boxes"][:, :2].tolist() == [[k % 20, k // 20] for k in range(1, 200)]
+    assert len(few["boxes"]) == 2
+    (found,) = instembed.detections(grouping_of(labels[:1], [199]), torch.arange(199.0)[None], masks=False)
+    assert found["scores"].tolist() == list(range(199))
 
 
 def test_only_what_was_asked_for() -> None:
@@ -148,7 +160,8 @@ def test_run_lengths_of_every_shape(shape: tuple[int, int]) -> None:
 
 
 def test_run_lengths_of_huge_ids_and_strides() -> None:
-    labels = HUGE[blobs(3, 66, 70, ids=len(HUGE))]
+    ids = blobs(3, 66, 70, ids=len(HUGE))
+    labels = HUGE.to(ids.device)[ids]
     assert_same_run_lengths(labels, background=-1)
     assert_same_run_lengths(labels.transpose(1, 2)[::2, 3:])
     assert_same_run_lengths(labels.flip(1)[:, ::3, ::2])
@@ -162,6 +175,7 @@ def test_run_lengths_of_many_digits() -> None:
     assert found == encoded(torch.stack([labels == 1, labels == 2]))
 
 
+@pytest.mark.cpu_only
 def test_same_for_any_number_of_threads(two_threads) -> None:
     labels = blobs(1, 700, 600, ids=30)
     both = instembed.detections(labels, rle=True)[0]
@@ -271,8 +285,9 @@ def panoptic(labels: Tensor) -> Tensor:
     return torch.stack([(labels != 0).long(), labels], dim=-1)
 
 
-def test_panoptic_quality() -> None:
+def test_panoptic_quality(each_device: str) -> None:
     quality = torchmetrics_detection("PanopticQuality")(things={1}, stuffs={0}, return_per_class=True)
+    quality = quality.to(each_device)
     truth = torch.zeros(1, 20, 20, dtype=torch.int64)
     truth[0, 2:8, 2:8], truth[0, 12:18, 12:18] = 5, 9
     embeddings = torch.stack([20.0 * truth, torch.zeros_like(truth)], 1)
@@ -293,13 +308,13 @@ def map_inputs() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_mean_average_precision(kind: str) -> None:
+def test_mean_average_precision(each_device: str, kind: str) -> None:
     try:
         import torchvision
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
         pytest.skip(f"torchvision, which MeanAveragePrecision needs, does not import: {error}")
     assert torchvision
-    metric = torchmetrics_detection("MeanAveragePrecision")(iou_type=kind)
+    metric = torchmetrics_detection("MeanAveragePrecision")(iou_type=kind).to(each_device)
     metric.update(*map_inputs())
     assert metric.compute()["map"] == pytest.approx(1.0)
 
@@ -316,7 +331,7 @@ def test_input_checks_of_mean_average_precision(kind: str) -> None:
         assert entry["boxes"].dtype == torch.float32 and entry["masks"].dtype == torch.bool
         assert (entry["boxes"][:, 2:] > entry["boxes"][:, :2]).all()
         # It encodes masks as they are, without a conversion.
-        assert [coco_mask.encode(np.asfortranarray(m.numpy())) for m in entry["masks"]] == encoded(
+        assert [coco_mask.encode(np.asfortranarray(m.cpu().numpy())) for m in entry["masks"]] == encoded(
             entry["masks"]
         )
     try:
@@ -354,6 +369,20 @@ ONE = torch.tensor([[[1, 2]]])
         (TypeError, "rle must be True or False, got int", ONE, {"rle": 1}),
     ],
 )  # fmt: skip
-def test_bad_input(error: type[Exception], message: str, labels: Any, options: dict[str, Any]) -> None:
+def test_bad_input(
+    each_device: str, error: type[Exception], message: str, labels: Any, options: dict[str, Any]
+) -> None:
     with pytest.raises(error, match=message):
-        instembed.detections(labels, **options)
+        instembed.detections(there(labels, each_device), **there(options, each_device))
+
+
+@pytest.mark.parametrize("number", [3, -1])
+def test_a_grouping_that_did_not_fit_its_capacity(number: int) -> None:
+    """As a GPU tells too many instances and wrong offsets."""
+    grouping = instembed.mean_shift(torch.randn(1, 2, 4, 5), 9.0, max_instances=2)
+    overflowed = grouping._replace(
+        labels=torch.zeros_like(grouping.labels),
+        num_instances=torch.full_like(grouping.num_instances, number),
+    )
+    with pytest.raises(ValueError, match=rf"did not fit.*\[{number}\] and 2 rows"):
+        instembed.detections(overflowed)

@@ -13,7 +13,9 @@ from torch import Tensor
 import instembed
 from instembed import reference
 from instembed._native import core
-from tests.comparing import assert_close
+from tests.comparing import assert_close, on_cpu
+
+pytestmark = pytest.mark.usefixtures("each_device")
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 MODES = ["nearest", "bilinear"]
@@ -34,23 +36,24 @@ def assert_matches_reference(
 ) -> None:
     ours = features.detach().clone(memory_format=torch.preserve_format).requires_grad_()
     our_points = points.detach().clone().requires_grad_()
-    exact, exact_points = features.detach().double().requires_grad_(), points.double().requires_grad_()
+    exact = features.detach().cpu().double().requires_grad_()
+    exact_points = points.cpu().double().requires_grad_()
     values = instembed.gather_at(ours, our_points, valid=valid, mode=mode)
-    expected = reference.gather_at(exact, exact_points, valid=valid, mode=mode)
+    expected = reference.gather_at(exact, exact_points, valid=on_cpu(valid), mode=mode)
     assert values.shape == expected.shape == (*points.shape[:-1], features.shape[1])
     assert values.dtype == features.dtype
-    assert_close(values, expected, TOLERANCE[features.dtype])
+    assert_close(values.cpu(), expected, TOLERANCE[features.dtype])
     weights = torch.randn_like(expected).to(features.dtype)
-    gradients = torch.autograd.grad(values, [ours, our_points], weights, allow_unused=True)
+    gradients = torch.autograd.grad(values, [ours, our_points], weights.to(values.device), allow_unused=True)
     exact_gradients = torch.autograd.grad(
         expected, [exact, exact_points], weights.double(), allow_unused=True
     )
     assert gradients[0].dtype == features.dtype
-    assert_close(gradients[0], exact_gradients[0], TOLERANCE[features.dtype])
+    assert_close(gradients[0].cpu(), exact_gradients[0], TOLERANCE[features.dtype])
     if mode == "nearest":
         assert gradients[1] is None
     else:
-        assert_close(gradients[1], exact_gradients[1], 1e-6)
+        assert_close(gradients[1].cpu(), exact_gradients[1], 1e-6)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -94,13 +97,13 @@ def layouts() -> dict[str, Tensor]:
 def test_layouts(mode: str, name: str) -> None:
     features = layouts()[name].detach()
     points = points_in(features, 30)
-    leaf, exact = features.requires_grad_(), features.detach().double().contiguous().requires_grad_()
+    leaf, exact = features.requires_grad_(), features.detach().cpu().double().contiguous().requires_grad_()
     values = instembed.gather_at(leaf, points, mode=mode)
-    expected = reference.gather_at(exact, points.double(), mode=mode)
-    assert_close(values, expected, 1e-6)
+    expected = reference.gather_at(exact, points.cpu().double(), mode=mode)
+    assert_close(values.cpu(), expected, 1e-6)
     values.square().sum().backward()
     expected.square().sum().backward()
-    assert_close(leaf.grad, exact.grad, 1e-6)
+    assert_close(leaf.grad.cpu(), exact.grad, 1e-6)
     if name == "channels_last":
         assert leaf.grad.is_contiguous(memory_format=torch.channels_last)
     strided = torch.zeros(*points.shape[:2], 5)[..., 1:4:2] if points.shape[-1] == 2 else points
@@ -195,6 +198,7 @@ def test_gradcheck(mode: str, spatial: tuple[int, ...]) -> None:
     assert torch.autograd.gradcheck(gather, (features, points.requires_grad_(mode == "bilinear")))
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("mode", MODES)
 def test_same_bits_on_any_number_of_threads(mode: str) -> None:
     features, results = torch.randn(2, 130, 30, 40), []
@@ -250,15 +254,16 @@ def test_compile(mode: str) -> None:
         torch.testing.assert_close(leaves[0][0].grad, leaves[1][0].grad)
 
 
-def test_autocast() -> None:
+def test_autocast(each_device: str) -> None:
     conv = torch.nn.Conv2d(3, 4, 3)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(each_device, dtype=torch.bfloat16):
         values = instembed.gather_at(conv(torch.randn(2, 3, 9, 9)), torch.ones(2, 5, 2), mode="bilinear")
     assert values.dtype == torch.bfloat16
     values.float().sum().backward()
     assert conv.weight.grad.any()
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize(
     ("change", "message"),
     [

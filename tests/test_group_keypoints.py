@@ -19,13 +19,20 @@ import instembed
 from instembed import Poses, PosesWithDetails, reference
 from instembed._arguments import FLOATING
 from instembed._native import core
+from tests.comparing import as_on_cpu
+
+pytestmark = pytest.mark.usefixtures("each_device")
 
 group = functools.partial(instembed.group_keypoints, return_details=True)
 definition = importlib.import_module("instembed.reference.group_keypoints")
 
 
+def by_definition(heatmaps: Tensor, tags: Tensor, **options: object) -> PosesWithDetails:
+    return reference.group_keypoints(heatmaps.cpu(), tags.cpu(), **options)
+
+
 def assert_same(ours: PosesWithDetails, expected: PosesWithDetails) -> None:
-    for name, a, b in zip(PosesWithDetails._fields, ours, expected, strict=True):
+    for name, a, b in zip(PosesWithDetails._fields, as_on_cpu(ours, expected), expected, strict=True):
         assert a.dtype == b.dtype, name
         assert torch.equal(a, b), f"{name}: {a} instead of {b}"
 
@@ -82,14 +89,14 @@ def test_a_case_by_hand() -> None:
     torch.testing.assert_close(found.scores, torch.tensor([[1.3, 0.9, 0.7, 0.0]]) / 3)
     torch.testing.assert_close(found.tags[0, :, 0], torch.tensor([-4.9, 5.0, 40.0, 0.0]))
     torch.testing.assert_close(found.keypoint_scores[0, 1, :2], torch.tensor([0.9, 0.05]))
-    assert_same(found, reference.group_keypoints(heatmaps, tags, max_people=4))
+    assert_same(found, by_definition(heatmaps, tags, max_people=4))
 
 
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
 @pytest.mark.parametrize("dims", [1, 3])
 def test_equals_reference_for_every_dtype(dtype: torch.dtype, dims: int) -> None:
     heatmaps, tags = (maps.to(dtype) for maps in scene(2, 4, 37, 45, 5, dims))
-    assert_same(group(heatmaps, tags), reference.group_keypoints(heatmaps, tags))
+    assert_same(group(heatmaps, tags), by_definition(heatmaps, tags))
 
 
 def test_maps_of_two_types() -> None:
@@ -97,7 +104,7 @@ def test_maps_of_two_types() -> None:
     for a, b in [(torch.float16, torch.float64), (torch.float64, torch.bfloat16)]:
         assert_same(
             group(heatmaps.to(a), tags.to(b)),
-            reference.group_keypoints(heatmaps.to(a), tags.to(b)),
+            by_definition(heatmaps.to(a), tags.to(b)),
         )
 
 
@@ -112,7 +119,7 @@ def test_equals_reference_for_every_shape(shape: tuple[int, ...], nms: int) -> N
     options = {"nms": nms, "max_people": 7}
     assert_same(
         group(heatmaps, tags, **options),
-        reference.group_keypoints(heatmaps, tags, **options),
+        by_definition(heatmaps, tags, **options),
     )
 
 
@@ -130,7 +137,7 @@ def test_options(adjust: bool, refine: bool, threshold: float) -> None:
     }
     assert_same(
         group(heatmaps, tags, **options),
-        reference.group_keypoints(heatmaps, tags, **options),
+        by_definition(heatmaps, tags, **options),
     )
 
 
@@ -148,10 +155,11 @@ def test_strided_maps(view) -> None:
     heatmaps, tags = (view(maps) for maps in scene(2, 4, 40, 48, 5))
     assert_same(
         group(heatmaps, tags),
-        reference.group_keypoints(heatmaps.contiguous(), tags.contiguous()),
+        by_definition(heatmaps.contiguous(), tags.contiguous()),
     )
 
 
+@pytest.mark.cpu_only
 def test_same_bits_for_any_number_of_threads(two_threads) -> None:
     heatmaps, tags = scene(3, 17, 64, 64, 12)
     both = group(heatmaps, tags)
@@ -179,7 +187,7 @@ def test_more_peaks_than_people() -> None:
     heatmaps, tags = torch.rand(2, 3, 40, 40), 50 * torch.randn(2, 3, 40, 40)
     found = group(heatmaps, tags, max_people=4)
     assert found.num_people.tolist() == [4, 4]
-    assert_same(found, reference.group_keypoints(heatmaps, tags, max_people=4))
+    assert_same(found, by_definition(heatmaps, tags, max_people=4))
     top = [f.flatten().topk(1).values.item() for f in heatmaps[:, 0]]
     assert found.keypoint_scores[:, :, 0].amax(1).tolist() == top
 
@@ -200,7 +208,7 @@ def test_empty(shape: tuple[int, ...]) -> None:
     found = group(torch.zeros(shape), torch.zeros(shape), max_people=5)
     assert found.keypoints.shape == (shape[0], 5, 3, 2)
     assert not found.num_people.any()
-    assert_same(found, reference.group_keypoints(torch.zeros(shape), torch.zeros(shape), max_people=5))
+    assert_same(found, by_definition(torch.zeros(shape), torch.zeros(shape), max_people=5))
 
 
 def test_a_threshold_is_compared_exactly() -> None:
@@ -218,7 +226,7 @@ def test_pixels_that_are_not_finite(bad: float) -> None:
         maps[torch.rand(maps.shape) < 0.2] = bad
     found = group(heatmaps, tags)
     assert all(value.isfinite().all() for value in found)
-    assert_same(found, reference.group_keypoints(heatmaps, tags))
+    assert_same(found, by_definition(heatmaps, tags))
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e12, 1e30])
@@ -227,7 +235,7 @@ def test_extreme_values(scale: float) -> None:
     for h, t in [(heatmaps * scale, tags), (heatmaps, tags * scale), (heatmaps.double() / scale, tags)]:
         assert_same(
             group(h, t, peak_threshold=0.1 * float(h.max())),
-            reference.group_keypoints(h, t, peak_threshold=0.1 * float(h.max())),
+            by_definition(h, t, peak_threshold=0.1 * float(h.max())),
         )
 
 
@@ -237,7 +245,7 @@ def test_tags_too_far_to_tell_apart() -> None:
     tags[0, 1][heatmaps[0, 1] == 0] = 1e20
     found = group(heatmaps, tags, max_people=2)
     assert found.keypoints[0, 0].tolist() == [[3, 3], [30, 4]]
-    assert_same(found, reference.group_keypoints(heatmaps, tags, max_people=2))
+    assert_same(found, by_definition(heatmaps, tags, max_people=2))
 
 
 def test_adjust() -> None:
@@ -262,6 +270,7 @@ def test_people_with_equal_tags_do_not_overwrite_each_other() -> None:
         assert sorted(found.keypoints[0, :3, k, 0].tolist()) == [2, 8, 14]
 
 
+@pytest.mark.cpu_only
 def test_ties_of_the_cost_go_to_the_nearer_tags() -> None:
     # The person at 10 is not there for the second joint's false peak at 20: both ways to assign cost 20.
     matches = core.match_keypoints([10.0, 0.0, 20.0, 10.0], [0.5, 0.5], 1.0)
@@ -270,6 +279,7 @@ def test_ties_of_the_cost_go_to_the_nearer_tags() -> None:
     assert core.match_keypoints([0.4, 0.05, 0.0, 0.45], [0.5, 0.6], 1.0) == [1, 0]
 
 
+@pytest.mark.cpu_only
 def test_rounding_is_half_to_even() -> None:
     # 0.5 rounds to 0 and 1.5 to 2: by distance alone the first person is nearer in both.
     assert core.match_keypoints([0.5, 0.4], [0.5], 0.01) == [0]  # a tie, and both are beyond the threshold
@@ -288,6 +298,7 @@ def random_distances(generator: np.random.Generator) -> tuple[np.ndarray, np.nda
     return distances, scores, np.round(distances) * 100 - scores[:, None]
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("seed", range(200))
 def test_costs_equal_scipy(seed: int) -> None:
     distances, scores, costs = random_distances(np.random.default_rng(seed))
@@ -316,11 +327,12 @@ def test_costs_equal_scipy_on_every_call(monkeypatch: pytest.MonkeyPatch) -> Non
 
     heatmaps, tags = scene(2, 17, 48, 48, 10)
     monkeypatch.setattr(definition, "match", checked)
-    expected = reference.group_keypoints(heatmaps, tags)
+    expected = by_definition(heatmaps, tags)
     assert len(calls) == 2 * 16
     assert_same(group(heatmaps, tags), expected)
 
 
+@pytest.mark.cpu_only
 def test_match_checks_its_arguments() -> None:
     assert core.match_keypoints([], [0.5, 0.5], 1.0) == [-1, -1]
     assert core.match_keypoints([], [], 1.0) == []
@@ -334,6 +346,7 @@ def test_match_checks_its_arguments() -> None:
             core.match_keypoints([1.0], [bad], 1.0)
 
 
+@pytest.mark.cpu_only
 def test_the_core_checks_shapes() -> None:
     maps = torch.rand(1, 2, 8, 8)
     options = (5, 0.1, 1.0, 5, [0, 1], True, True)
@@ -369,7 +382,7 @@ def test_nothing_has_a_gradient() -> None:
 def test_compiles_into_one_graph() -> None:
     heatmaps, tags = scene(2, 3, 24, 24, 3)
     compiled = torch.compile(group, fullgraph=True, backend="eager")
-    assert_same(compiled(heatmaps, tags), reference.group_keypoints(heatmaps, tags))
+    assert_same(compiled(heatmaps, tags), by_definition(heatmaps, tags))
 
 
 @hypothesis_settings(deadline=None, max_examples=60)
@@ -396,7 +409,7 @@ def test_random_maps(
     options = {"max_people": max_people, "nms": nms}
     assert_same(
         group(heatmaps.to(dtype), tags.to(dtype), **options),
-        reference.group_keypoints(heatmaps.to(dtype), tags.to(dtype), **options),
+        by_definition(heatmaps.to(dtype), tags.to(dtype), **options),
     )
 
 

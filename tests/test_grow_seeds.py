@@ -11,6 +11,9 @@ from torch import Tensor
 import instembed
 from benchmarks.workloads import ellipses, trained_embeddings
 from instembed import SeededGrouping, Seeds, reference
+from tests.comparing import on_cpu
+
+pytestmark = pytest.mark.usefixtures("each_device")
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
@@ -35,16 +38,16 @@ def strength(seediness: Tensor) -> Tensor:
 
 def check_seeds(embeddings: Tensor, seediness: Tensor, num_seeds: int, **options: object) -> Seeds:
     found = instembed.select_seeds(embeddings, seediness, num_seeds, **options)
-    expected = reference.select_seeds(embeddings, seediness, num_seeds, **options)
-    assert torch.equal(found.indices, expected.indices)
-    assert torch.equal(found.scores, expected.scores)
+    expected = reference.select_seeds(*on_cpu((embeddings, seediness)), num_seeds, **on_cpu(options))
+    assert torch.equal(found.indices.cpu(), expected.indices)
+    assert torch.equal(found.scores.cpu(), expected.scores)
     return found
 
 
 def check_grown(embeddings: Tensor, seediness: Tensor, **options: object) -> SeededGrouping:
     found = instembed.grow_seeds(embeddings, seediness, **options)
-    expected = reference.grow_seeds(embeddings, seediness, **options)
-    for name, value in found._asdict().items():
+    expected = reference.grow_seeds(*on_cpu((embeddings, seediness)), **on_cpu(options))
+    for name, value in on_cpu(found)._asdict().items():
         torch.testing.assert_close(value, getattr(expected, name), rtol=0, atol=0, msg=name)
     return found
 
@@ -130,6 +133,7 @@ def test_seeds_of_any_scale(scale: float) -> None:
     check_seeds(embeddings, strength(seediness), 40, diversity=1e-3)
 
 
+@pytest.mark.cpu_only
 def test_seeds_same_bits_whatever_the_threads(two_threads: None) -> None:
     for kind in ("rough", "noise"):
         embeddings, _, seediness = scene(150, 201, 8, kind=kind)
@@ -247,6 +251,7 @@ def test_one_instance() -> None:
     assert found.num_instances.item() == 1 and (found.labels == 1).all() and found.counts[0, 0] == 81
 
 
+@pytest.mark.cpu_only
 def test_instances_same_bits_whatever_the_threads(two_threads: None) -> None:
     for kind in ("rough", "noise"):
         embeddings, _, seediness = scene(150, 201, 8, kind=kind)

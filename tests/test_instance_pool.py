@@ -8,13 +8,15 @@ from torch import Tensor
 
 import instembed
 from instembed import InstanceFeaturesWithIds, reference
-from tests.comparing import assert_compiles
+from tests.comparing import as_on_cpu, assert_compiles, on_cpu
 from tests.layouts import layouts
+
+pytestmark = pytest.mark.usefixtures("each_device")
 
 REDUCTIONS = ["mean", "sum", "max"]
 # Of sums, relative to the sum of magnitudes; of gradients, relative to the value.
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-IDS = torch.tensor([0, 2**62, -(2**63), 2**63 - 1, 26005, -7, 2**24 - 1, 2**32, 1])
+IDS = [0, 2**62, -(2**63), 2**63 - 1, 26005, -7, 2**24 - 1, 2**32, 1]
 
 
 def blobs(*shape: int, ids: int = 6, size: int = 5) -> Tensor:
@@ -27,9 +29,9 @@ def blobs(*shape: int, ids: int = 6, size: int = 5) -> Tensor:
 
 
 def assert_matches_reference(features: Tensor, labels: Tensor, **options: object) -> InstanceFeaturesWithIds:
-    ours, exact = features.detach().requires_grad_(), features.detach().double().requires_grad_()
-    pooled = instembed.instance_pool(ours, labels, return_ids=True, **options)
-    expected = reference.instance_pool(exact, labels, **options)
+    ours, exact = features.detach().requires_grad_(), features.detach().cpu().double().requires_grad_()
+    expected = reference.instance_pool(exact, labels.cpu(), **on_cpu(options))
+    pooled = as_on_cpu(instembed.instance_pool(ours, labels, return_ids=True, **options), expected)
     for name in ("valid", "ids", "counts"):
         assert getattr(pooled, name).dtype == getattr(expected, name).dtype
         assert torch.equal(getattr(pooled, name), getattr(expected, name)), name
@@ -38,7 +40,7 @@ def assert_matches_reference(features: Tensor, labels: Tensor, **options: object
     if options.get("reduce") == "max":
         assert torch.equal(pooled.features.double(), expected.features)
     else:
-        sizes = reference.instance_pool(exact.detach().abs(), labels, **options).features
+        sizes = reference.instance_pool(exact.detach().abs(), labels.cpu(), **on_cpu(options)).features
         error = (pooled.features.double() - expected.features).abs()
         assert (error <= (1e-14 if double else 1e-6) * sizes + 1e-30).all()
     weights = torch.randn_like(expected.features)
@@ -46,7 +48,7 @@ def assert_matches_reference(features: Tensor, labels: Tensor, **options: object
     (expected.features * weights).sum().backward()
     assert ours.grad is not None and ours.grad.dtype == features.dtype
     tolerance = TOLERANCE[features.dtype]
-    torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=tolerance, atol=1e-7)
+    torch.testing.assert_close(ours.grad.cpu().double(), exact.grad, rtol=tolerance, atol=1e-7)
     return pooled
 
 
@@ -59,8 +61,9 @@ def test_a_case_by_hand() -> None:
     assert mean.features.tolist() == [[[3, 5], [1, 0], [0, 0]]]
     assert mean.valid.tolist() == [[True, True, False]]
     assert mean.ids.tolist() == [[-3, 7, 0]] and mean.counts.tolist() == [[2, 1, 0]]
-    assert instembed.instance_pool(features, labels, reduce="sum").features.tolist() == [[[6, 10], [1, 0]]]
-    largest = instembed.instance_pool(features, labels, reduce="max").features
+    total = instembed.instance_pool(features, labels, reduce="sum", max_instances=2).features
+    assert total.tolist() == [[[6, 10], [1, 0]]]
+    largest = instembed.instance_pool(features, labels, reduce="max", max_instances=2).features
     assert largest.tolist() == [[[4, 5], [1, 0]]]
     (gradient,) = torch.autograd.grad(mean.features[0, 0].sum(), features)
     assert gradient.tolist() == [[[[0, 0.5, 0.5, 0]], [[0, 0.5, 0.5, 0]]]]
@@ -150,14 +153,14 @@ def test_label_types(dtype: torch.dtype) -> None:
 def test_ids_of_any_value(reduce: str) -> None:
     features = torch.randn(2, 4, 40, 45)
     for size in (1, 7):
-        labels = IDS[blobs(2, 40, 45, ids=len(IDS), size=size)]
+        labels = torch.tensor(IDS)[blobs(2, 40, 45, ids=len(IDS), size=size)]
         pooled = assert_matches_reference(features, labels, reduce=reduce)
         assert (pooled.ids.diff(dim=1) > 0).all()
         assert_matches_reference(features, labels, reduce=reduce, background=-(2**63), ignore_index=2**62)
 
 
 def test_rows_are_those_of_label_statistics() -> None:
-    labels = IDS[blobs(3, 40, 45, ids=len(IDS))]
+    labels = torch.tensor(IDS)[blobs(3, 40, 45, ids=len(IDS))]
     pooled = instembed.instance_pool(torch.randn(3, 2, 40, 45), labels, return_ids=True)
     found = instembed.label_statistics(labels)
     assert torch.equal(pooled.ids, found.ids) and torch.equal(pooled.counts, found.areas)
@@ -170,19 +173,21 @@ def test_many_instances(instances: int, reduce: str) -> None:
     """Every code that label runs have, up to an id a pixel."""
     features = torch.randn(1, 3, 280, 300)
     labels = torch.randint(1, instances + 1, (1, 280, 300))
-    pooled = instembed.instance_pool(features.requires_grad_(), labels, reduce=reduce, return_ids=True)
-    ids, slot = torch.unique(labels, return_inverse=True)
-    assert torch.equal(pooled.ids[0], ids)
-    points = features.detach().flatten(2)[0].t().contiguous().requires_grad_()
+    ids, slot = torch.unique(labels.cpu(), return_inverse=True)
+    pooled = instembed.instance_pool(
+        features.requires_grad_(), labels, reduce=reduce, max_instances=len(ids), return_ids=True
+    )
+    assert torch.equal(pooled.ids[0].cpu(), ids)
+    points = features.detach().cpu().flatten(2)[0].t().contiguous().requires_grad_()
     how = {"mean": "mean", "sum": "sum", "max": "amax"}[reduce]
-    expected = torch.zeros(len(ids), 3).scatter_reduce(
+    expected = points.new_zeros(len(ids), 3).scatter_reduce(
         0, slot.flatten()[:, None].expand(-1, 3), points, how, include_self=False
     )
-    torch.testing.assert_close(pooled.features[0], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(pooled.features[0].cpu(), expected, rtol=1e-5, atol=1e-5)
     weights = torch.randn_like(expected)
-    (pooled.features[0] * weights).sum().backward()
+    (pooled.features[0].cpu() * weights).sum().backward()
     (expected * weights).sum().backward()
-    torch.testing.assert_close(features.grad.flatten(2)[0].t(), points.grad, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(features.grad.cpu().flatten(2)[0].t(), points.grad, rtol=1e-5, atol=1e-6)
 
 
 def test_strided_labels() -> None:
@@ -193,7 +198,7 @@ def test_strided_labels() -> None:
 
 
 @pytest.mark.parametrize("reduce", REDUCTIONS)
-def test_points_with_offsets(reduce: str) -> None:
+def test_points_with_offsets(each_device: str, reduce: str) -> None:
     labels = torch.randint(0, 9, (1500,))
     offsets = torch.tensor([0, 0, 10, 10, 700, 1500, 1500])
     for features in (torch.randn(1500, 5), torch.randn(1500, 1), torch.randn(5, 1500).t()):
@@ -202,10 +207,10 @@ def test_points_with_offsets(reduce: str) -> None:
         assert not pooled.valid[[0, 2, 5]].any()
         assert_matches_reference(features, labels.sort().values, offsets=offsets.int(), reduce=reduce)
         assert_matches_reference(features, labels, reduce=reduce)
-        alone = instembed.instance_pool(features[10:700], labels[10:700], reduce=reduce)
-        torch.testing.assert_close(alone.features[0], pooled.features[3])
+        alone = instembed.instance_pool(features[10:700], labels[10:700], reduce=reduce, max_instances=8)
+        torch.testing.assert_close(alone.features[0].cpu(), pooled.features[3])
     none = instembed.instance_pool(torch.zeros(0, 3), labels[:0], offsets=offsets[:1], reduce=reduce)
-    assert none.features.shape == (0, 0, 3)
+    assert none.features.shape == (0, 0 if each_device == "cpu" else 64, 3)
 
 
 @pytest.mark.parametrize(
@@ -215,12 +220,12 @@ def test_points_with_offsets(reduce: str) -> None:
 )
 @pytest.mark.parametrize("reduce", REDUCTIONS)
 @pytest.mark.parametrize("capacity", [None, 4])
-def test_no_instance(shape: tuple[int, ...], reduce: str, capacity: int | None) -> None:
+def test_no_instance(each_device: str, shape: tuple[int, ...], reduce: str, capacity: int | None) -> None:
     features = torch.randn(shape, requires_grad=True)
     labels = torch.zeros(shape[:1] if len(shape) == 2 else shape[:1] + shape[2:], dtype=torch.int64)
     pooled = instembed.instance_pool(features, labels, reduce=reduce, max_instances=capacity)
     images = 1 if len(shape) == 2 else shape[0]
-    assert pooled.features.shape == (images, capacity or 0, 3)
+    assert pooled.features.shape == (images, capacity or (0 if each_device == "cpu" else 64), 3)
     assert not pooled.features.any() and not pooled.valid.any()
     grad = torch.ones_like(pooled.features, requires_grad=True)
     (gradient,) = torch.autograd.grad(pooled.features, features, grad, create_graph=True)
@@ -234,13 +239,14 @@ def test_everything_ignored() -> None:
     assert_matches_reference(torch.randn(2, 3, 8, 8), labels, ignore_index=255, max_instances=2)
 
 
-def test_capacity() -> None:
+def test_capacity(each_device: str, overflow_checks: None) -> None:
     features, labels = torch.randn(2, 3, 20, 20), blobs(2, 20, 20, ids=5)
-    assert instembed.instance_pool(features, labels).features.shape == (2, 4, 3)
+    rows, found = (4, "4") if each_device == "cpu" else (64, "more")
+    assert instembed.instance_pool(features, labels).features.shape == (2, rows, 3)
     for reduce in REDUCTIONS:
         padded = assert_matches_reference(features, labels, max_instances=9, reduce=reduce)
         assert padded.features.shape == (2, 9, 3) and not padded.features[:, 4:].any()
-    with pytest.raises(ValueError, match=r"max_instances=3 .* 4 instances"):
+    with pytest.raises(ValueError, match=f"max_instances=3 .* {found} instances"):
         instembed.instance_pool(features, labels, max_instances=3)
 
 
@@ -255,10 +261,12 @@ def test_a_bad_value_stays_where_it_is(value: float, layout: torch.memory_format
     for own in (0, 2):
         labels[0, 3, 4] = own
         for reduce in REDUCTIONS:
-            pooled = instembed.instance_pool(features, labels, reduce=reduce, background=0)
-            expected = reference.instance_pool(features.double(), labels, reduce=reduce).features
+            pooled = instembed.instance_pool(features, labels, reduce=reduce, background=0, max_instances=3)
+            expected = reference.instance_pool(
+                features.cpu().double(), labels.cpu(), reduce=reduce, max_instances=3
+            ).features
             torch.testing.assert_close(
-                pooled.features.double(), expected, rtol=1e-5, atol=1e-5, equal_nan=True
+                pooled.features.cpu().double(), expected, rtol=1e-5, atol=1e-5, equal_nan=True
             )
 
 
@@ -298,10 +306,12 @@ def test_ascending_features() -> None:
 def test_sums_do_not_overflow_16_bits() -> None:
     features = torch.ones(1, 1, 512, 512, dtype=torch.float16)
     labels = torch.ones(1, 512, 512, dtype=torch.int32)
-    assert instembed.instance_pool(features, labels, reduce="sum").features.item() == 512 * 512
-    assert instembed.instance_pool(features, labels).features.item() == 1.0
+    total = instembed.instance_pool(features, labels, reduce="sum", max_instances=1)
+    assert total.features.item() == 512 * 512
+    assert instembed.instance_pool(features, labels, max_instances=1).features.item() == 1.0
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("reduce", REDUCTIONS)
 @pytest.mark.parametrize("layout", ["planar", "channels_last", "points", "half"])
 def test_same_bits_on_any_number_of_threads(two_threads: None, reduce: str, layout: str) -> None:
@@ -327,14 +337,15 @@ def test_same_bits_on_any_number_of_threads(two_threads: None, reduce: str, layo
 
 
 @pytest.mark.parametrize("reduce", REDUCTIONS)
-def test_gradcheck(reduce: str) -> None:
+def test_gradcheck(each_device: str, reduce: str) -> None:
+    few = {} if each_device == "cpu" else {"max_instances": 3}
     labels = torch.tensor([[[0, 3, 3, 0, -4], [3, 3, 0, 9, 9]], [[0, 0, 0, 0, 0], [7, 7, 7, 7, 7]]])
     images = torch.randn(2, 3, 2, 5, dtype=torch.float64, requires_grad=True)
     points = torch.randn(12, 2, dtype=torch.float64, requires_grad=True)
     ids, offsets = torch.arange(12) % 3, torch.tensor([0, 0, 5, 12])
     calls = [
-        (lambda f: instembed.instance_pool(f, labels, reduce=reduce).features, images),
-        (lambda f: instembed.instance_pool(f, ids, reduce=reduce, offsets=offsets).features, points),
+        (lambda f: instembed.instance_pool(f, labels, reduce=reduce, **few).features, images),
+        (lambda f: instembed.instance_pool(f, ids, reduce=reduce, offsets=offsets, **few).features, points),
         (lambda f: instembed.instance_pool(f, ids, reduce=reduce, max_instances=5).features, points),
     ]
     for call, features in calls:
@@ -390,10 +401,10 @@ def test_compile_dynamic_shapes() -> None:
         torch.testing.assert_close(ours.grad, exact.grad)
 
 
-def test_autocast() -> None:
+def test_autocast(each_device: str) -> None:
     conv, labels = torch.nn.Conv2d(3, 8, 3, padding=1), blobs(2, 20, 20)
     head = torch.nn.Linear(8, 5)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(each_device, dtype=torch.bfloat16):
         features = conv(torch.randn(2, 3, 20, 20))
         pooled = instembed.instance_pool(features, labels).features
         assert features.dtype == torch.bfloat16 and pooled.dtype == torch.float32
@@ -410,12 +421,15 @@ def test_instances_instead_of_boxes(stride: int) -> None:
     labels[0, (y + x - 63).abs() < 6] = 2
     features = torch.nn.functional.one_hot(labels, 3).movedim(-1, 1).float()
     features, labels = features[..., ::stride, ::stride], labels[:, ::stride, ::stride]
-    assert torch.equal(instembed.instance_pool(features, labels).features, torch.eye(3)[None, 1:])
-    for own, (x1, y1, x2, y2) in enumerate(instembed.label_statistics(labels).boxes[0].int().tolist(), 1):
+    pooled = instembed.instance_pool(features, labels, max_instances=2).features
+    assert torch.equal(pooled, torch.eye(3)[None, 1:])
+    boxes = instembed.label_statistics(labels, max_instances=2).boxes[0].int().tolist()
+    for own, (x1, y1, x2, y2) in enumerate(boxes, 1):
         by_box = features[0, :, y1:y2, x1:x2].mean((1, 2))
         assert by_box[3 - own] > 0.9 * by_box[own] and by_box[0] > 0.6
 
 
+@pytest.mark.cpu_only
 def test_the_core_guards_its_own_boundary() -> None:
     core = instembed._native.core
     labels = torch.ones(2, 50, dtype=torch.int64)

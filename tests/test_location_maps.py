@@ -12,6 +12,8 @@ import instembed
 from instembed import reference
 from instembed.readout import BODY_15, COCO_17
 
+pytestmark = pytest.mark.usefixtures("each_device")
+
 LIMBS, ROOT = [(0,), (2, 1), (4, 3)], [1, 3]  # of five joints
 
 
@@ -42,22 +44,22 @@ def crowd(
 def test_matches_the_definition(joints: int, limbs: list | None, root: list | None) -> None:
     maps, keypoints, valid = crowd(joints)
     skeleton = {15: BODY_15, 17: COCO_17}.get(joints)
-    exact = maps.double().requires_grad_()
+    exact = maps.cpu().double().requires_grad_()
     expected = reference.read_location_maps(
         exact,
-        keypoints,
-        valid,
+        keypoints.cpu(),
+        valid.cpu(),
         limbs=skeleton.limbs if limbs is None else limbs,
         root=skeleton.root if root is None else root,
     )
     ours = maps.clone().requires_grad_()
     found = instembed.read_location_maps(ours, keypoints, valid, limbs=limbs, root=root)
     assert found.shape == (2, 20, joints, 3)
-    torch.testing.assert_close(found, expected.float(), rtol=0, atol=0)
-    weights = torch.randn_like(found)
-    (found * weights).sum().backward()
+    torch.testing.assert_close(found.cpu(), expected.float(), rtol=0, atol=0)
+    weights = torch.randn_like(expected.float())
+    (found.cpu() * weights).sum().backward()
     (expected * weights).sum().backward()
-    torch.testing.assert_close(ours.grad, exact.grad.float())
+    torch.testing.assert_close(ours.grad.cpu(), exact.grad.float())
 
 
 def test_skeletons() -> None:

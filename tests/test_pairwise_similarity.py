@@ -15,6 +15,8 @@ from benchmarks.workloads import ellipses, trained_embeddings
 from instembed import reference
 from tests.comparing import assert_close, assert_compiles
 
+pytestmark = pytest.mark.usefixtures("each_device")
+
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 TOLERANCE = {torch.float64: (1e-12, 1e-11), torch.float32: (1e-6, 2e-6)}  # of values, of gradients
 
@@ -29,10 +31,11 @@ def scene(channels: int = 6, kind: str = "noise", size: tuple[int, ...] = (37, 5
 
 
 def check(embeddings: Tensor, labels: Tensor, **options: object) -> Tensor:
-    """Our loss and its gradient, which are the definition's in float64. Returns the gradient."""
+    """Our loss and its gradient, which are the definition's in float64, on the same device: each draws random
+    numbers of its own. Returns the gradient."""
     ours = embeddings.detach().requires_grad_()
     exact = embeddings.detach().double().requires_grad_()
-    with_seed = {"generator": torch.Generator().manual_seed(4)}
+    with_seed = {"generator": torch.Generator(embeddings.device).manual_seed(4)}
     loss = instembed.pairwise_similarity_loss(ours, labels, **options, **with_seed)
     with_seed["generator"].manual_seed(4)
     expected = reference.pairwise_similarity_loss(exact, labels, **options, **with_seed)
@@ -170,14 +173,14 @@ def test_finite_for_any_finite_embeddings(
     loss = instembed.pairwise_similarity_loss(embeddings, torch.tensor([ids]), samples=8)
     loss.backward()
     assert loss.isfinite() and embeddings.grad.isfinite().all()
-    exact = embeddings.detach().double().requires_grad_()
-    expected = reference.pairwise_similarity_loss(exact, torch.tensor([ids]), samples=8)
+    exact = embeddings.detach().cpu().double().requires_grad_()
+    expected = reference.pairwise_similarity_loss(exact, torch.tensor([ids]).cpu(), samples=8)
     expected.backward()
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loss.cpu().double(), expected, rtol=1e-5, atol=1e-6)
     if dtype != torch.bfloat16:  # up to the rounding of what cancels, and of what float32 cannot hold
         scale = exact.detach().abs().max().clamp(max=1e15) + exact.grad.abs().max()
         atol = 1e-5 * scale.item() + 1e-30
-        torch.testing.assert_close(embeddings.grad.double(), exact.grad, rtol=0, atol=atol)
+        torch.testing.assert_close(embeddings.grad.cpu().double(), exact.grad, rtol=0, atol=atol)
 
 
 def test_largest_numbers_of_each_type() -> None:
@@ -201,10 +204,11 @@ def test_not_finite_embeddings_show() -> None:
 @pytest.mark.parametrize("samples", [2, 9])
 def test_gradcheck(samples: int) -> None:
     embeddings, labels = scene(3, size=(6, 7))
+    generator = torch.Generator(labels.device)
 
     def loss(values: Tensor) -> Tensor:
         return instembed.pairwise_similarity_loss(
-            values, labels, samples=samples, reduction="none", generator=torch.Generator().manual_seed(1)
+            values, labels, samples=samples, reduction="none", generator=generator.manual_seed(1)
         )
 
     torch.autograd.gradcheck(loss, embeddings.double().requires_grad_())
@@ -219,6 +223,7 @@ def test_second_derivative_is_refused() -> None:
         gradient.sum().backward()
 
 
+@pytest.mark.cpu_only
 def test_same_bits_whatever_the_threads(two_threads: None) -> None:
     labels = torch.arange(50).repeat_interleave(40).view(1, 50, 40).repeat(2, 1, 1)
     embeddings = 0.3 * torch.randn(2, 20, 50, 40)
@@ -246,7 +251,7 @@ def test_compiles(capacity: int | None) -> None:
 def test_module() -> None:
     embeddings, labels = scene()
     module = instembed.PairwiseSimilarityLoss(samples=5, background=None, reduction="sum")
-    seeded = torch.Generator().manual_seed
+    seeded = torch.Generator(embeddings.device).manual_seed
     expected = instembed.pairwise_similarity_loss(
         embeddings, labels, samples=5, background=None, reduction="sum", generator=seeded(3)
     )

@@ -17,6 +17,8 @@ from instembed._native import core
 from tests.comparing import assert_close, assert_compiles
 from tests.layouts import layouts
 
+pytestmark = pytest.mark.usefixtures("each_device")
+
 # Of points and gradients, relative to the largest value.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
@@ -385,6 +387,7 @@ def test_all_iterates() -> None:
     assert iterates.shape == (3, 1, 8, 10, 10)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("bandwidth", [0.1, 1.0])
 def test_same_bits_on_any_number_of_threads(dtype: torch.dtype, bandwidth: float) -> None:
@@ -474,9 +477,9 @@ def test_compile_with_inductor_and_dynamic_shapes() -> None:
         )
 
 
-def test_autocast() -> None:
+def test_autocast(each_device: str) -> None:
     conv = torch.nn.Conv2d(3, 8, 3, padding=1)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(each_device, dtype=torch.bfloat16):
         embeddings = conv(torch.randn(2, 3, 13, 17))
         assert embeddings.dtype == torch.bfloat16
         shifted = instembed.recurrent_mean_shift(embeddings, 0.5)

@@ -11,7 +11,9 @@ from torch import Tensor
 import instembed
 from benchmarks.workloads import ellipses, trained_embeddings
 from instembed import reference
-from tests.comparing import assert_close, assert_compiles
+from tests.comparing import assert_close, assert_compiles, on_cpu
+
+pytestmark = pytest.mark.usefixtures("each_device")
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
@@ -34,8 +36,8 @@ def some_seeds(labels: Tensor, count: int = 40) -> Tensor:
 def check(embeddings: Tensor, labels: Tensor, seeds: Tensor, *thresholds: float, **options: object) -> Tensor:
     values = thresholds or (0.25, 0.5, 0.75, 0.9)
     found = instembed.seed_mask_iou(embeddings, labels, seeds, values, **options)
-    expected = reference.seed_mask_iou(embeddings, labels, seeds, values, **options)
-    assert torch.equal(found, expected.to(found.dtype))
+    expected = reference.seed_mask_iou(*on_cpu((embeddings, labels, seeds)), values, **options)
+    assert torch.equal(found.cpu(), expected.to(found.dtype))
     return found
 
 
@@ -130,6 +132,7 @@ def test_iou_with_more_seeds_than_pixels() -> None:
     check(embeddings, labels, some_seeds(labels, 200))
 
 
+@pytest.mark.cpu_only
 def test_iou_same_bits_whatever_the_threads(two_threads: None) -> None:
     for kind in ("rough", "noise"):
         embeddings, labels = scene(150, 201, 24, kind=kind)
@@ -151,10 +154,10 @@ def test_loss_equals_the_definition(dtype: torch.dtype, reduction: str) -> None:
     classes = labels % 3 + 1
     for options in ({}, {"classes": classes, "ignore_index": 2}, {"iou": 0.9, "background": None}):
         logits = torch.randn(2, 4, 4, 37, 53).to(dtype).requires_grad_()
-        exact = logits.detach().double().requires_grad_()
+        exact = logits.detach().cpu().double().requires_grad_()
         options = {"seeds": seeds, "reduction": reduction, **options}
         loss = instembed.seediness_loss(logits, embeddings, labels, **options)
-        expected = reference.seediness_loss(exact, embeddings, labels, **options)
+        expected = reference.seediness_loss(exact, *on_cpu((embeddings, labels)), **on_cpu(options))
         assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         assert_close(loss, expected, 1e-12 if dtype == torch.float64 else 1e-6)
         loss.sum().backward()
@@ -199,7 +202,7 @@ def test_loss_without_seeds_is_zero_and_attached() -> None:
 def test_loss_draws_its_seeds() -> None:
     embeddings, labels = scene(kind="rough")
     logits = torch.randn(2, 4, 2, 37, 53)
-    seeded = torch.Generator().manual_seed
+    seeded = torch.Generator(logits.device).manual_seed
     for options in ({}, {"ignore_index": 2}, {"background": 3}, {"background": None}, {"ignore_index": 0}):
         loss = instembed.seediness_loss(
             logits, embeddings, labels, samples=5, background_samples=70, generator=seeded(2), **options
@@ -209,7 +212,8 @@ def test_loss_draws_its_seeds() -> None:
         background = options.get("background", 0)
         if background is not None and background != options.get("ignore_index"):
             flags = labels == background
-            drawn = instembed.sample_pixels(flags.int(), 70, generator=generator).indices.flatten(1)
+            drawn = instembed.sample_pixels(flags.int(), 70, generator=generator, max_instances=1)
+            drawn = drawn.indices.flatten(1)
             found = flags.flatten(1).gather(1, drawn.clamp(min=0))[drawn >= 0]
             assert drawn.shape[1] == 70 and found.all() and len(found) > 70
             seeds = torch.cat([seeds, drawn], 1)
@@ -270,7 +274,7 @@ def test_loss_compiles(classes: bool) -> None:
 def test_head_learns_which_pixels_grow_into_instances() -> None:
     """At the end, seediness is high where a mask is an instance, and low on the background."""
     embeddings, labels = scene(channels=8)
-    head = instembed.SeedinessHead(8)
+    head = instembed.SeedinessHead(8).to(embeddings.device)
     optimizer = torch.optim.Adam(head.parameters(), lr=0.1)
     seeds = torch.randint(0, labels[0].numel(), (2, 500))
     for _ in range(80):
@@ -283,9 +287,9 @@ def test_head_learns_which_pixels_grow_into_instances() -> None:
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
-def test_head_shapes(dims: int) -> None:
+def test_head_shapes(dims: int, each_device: str) -> None:
     spatial = (5, 6, 7)[:dims]
-    head = instembed.SeedinessHead(3, 4, thresholds=(0.5, 0.9), dims=dims)
+    head = instembed.SeedinessHead(3, 4, thresholds=(0.5, 0.9), dims=dims).to(each_device)
     assert head(torch.randn(2, 3, *spatial)).shape == (2, 2, 5, *spatial)
 
 

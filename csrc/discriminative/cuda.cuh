@@ -35,8 +35,9 @@ namespace {
 
 using namespace cuda;
 
-constexpr int kTableElements = 2048;   // of a block's table in shared memory
-constexpr int64_t kTablesAPart = 256;  // instances for which every block has a table
+template <class A>
+constexpr int kTableElements = 8192 / sizeof(A);  // of a block's table in shared memory
+constexpr int64_t kTablesAPart = 256;             // instances for which every block has a table
 
 // ---------------------------------------------------------------------------------------------------------
 // What the kernels share
@@ -201,9 +202,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   const auto factors = shared.take<A>(shape.pixels);
   const auto slots = shared.take<int32_t>(shape.pixels);
   const auto heads = shared.take<uint32_t>(shape.pixels / kPiece);
-  const auto near_table = shared.take<A>(kTableElements);
+  const auto near_table = shared.take<A>(kTableElements<A>);
 
-  const bool fits = int64_t{count} * columns <= kTableElements;
+  const bool fits = int64_t{count} * columns <= kTableElements<A>;
   A* far_table = partials + ((image - first_image) * rows + share.part * count) *
                                 static_cast<int64_t>(columns);
   for (int64_t k = tid; k < int64_t{count} * columns; k += kThreads) {
@@ -836,10 +837,10 @@ void forward_cuda(const Array& embeddings, const Array& labels, const Array* off
          "labels: expected one for each pixel of embeddings");
   Images images = Images::of(embeddings, offsets, nullptr);
   check(embeddings, images, options, terms, state);
-  if (images.images == 0) return;
   const DeviceGuard guard(embeddings.device_id);
   const DeviceInfo device = device_info();
   const Stream queue = as_stream(stream);
+  if (images.images == 0) return fill_bytes(state.images.data, 0, 8, queue);
   const int64_t capacity = capacity_of(state, images);
   auto* found = state.images.as<int64_t>();
   int64_t* invalid = found + 2 * images.images;
@@ -860,11 +861,16 @@ void forward_cuda(const Array& embeddings, const Array& labels, const Array* off
     const int64_t sums_bytes = checked_shared(
         padded_bytes<A>((shape.channels + 1) * shape.row) + padded_bytes<A>(shape.pixels) +
             padded_bytes<int32_t>(shape.pixels) + padded_bytes<uint32_t>(shape.pixels / kPiece) +
-            padded_bytes<A>(kTableElements),
+            padded_bytes<A>(kTableElements<A>),
         device, embeddings.shape[1]);
 
     check_offsets(images, invalid, queue);
     fill_bytes(state.counts.data, 0, state.counts.size() * 8, queue);
+    // Rows of no instance are never read, but an op's outputs are the same each time.
+    fill_bytes(state.vectors.data, 0, state.vectors.size() * sizeof(A), queue);
+    if (cuda_slot_bytes(capacity) == 2 && images.total % 2 == 1) {
+      fill_bytes(state.slots.as<int32_t>() + images.total / 2, 0, 4, queue);
+    }
     const Codes codes{state.slots.data, cuda_slot_bytes(capacity) == 4};
     find_slots(plan.slots, labels, images, options.rules, codes, found, found + images.images,
                nullptr, queue);

@@ -172,7 +172,7 @@ class AllPoints {
 };
 
 template <class T, class S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     all_points_kernel(Input<T> input, AllWork<S> work, Output out, Rules rules, int blocks) {
   INSTEMBED_SHARED(int64_t, numbers, Group::kNumbers + 1);
   INSTEMBED_SHARED(double, bandwidth, 1);

@@ -149,7 +149,7 @@ class Peeler {
 };
 
 template <class T, class S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     peel_kernel(Input<T> input, PeelWork<S> work, Output out, Rules rules, int blocks) {
   INSTEMBED_SHARED(int64_t, numbers, Group::kNumbers + 2);
   DynamicShared shared;

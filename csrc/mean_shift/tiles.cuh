@@ -19,7 +19,7 @@ namespace instembed::mean_shift::device {
 
 using namespace cuda;
 
-constexpr int kThreads = 512;
+constexpr int kThreads = 384;  // 512 would leave each 128 registers, which are a few too few
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kTile = kWarp;   // pixels
 constexpr int kChunk = kWarp;  // tiles

@@ -68,7 +68,8 @@ def recurrent_mean_shift(
         Differentiable once. The same bits on any number of threads.
 
     Raises:
-        TypeError, ValueError: an argument has a wrong type, dtype, shape, device or value.
+        TypeError, ValueError: an argument has a wrong type, dtype, shape, device or value. On a GPU offsets
+            that are none give NaN.
     """
     arguments.check_embeddings("embeddings", embeddings, points=True)
     if mask is not None:

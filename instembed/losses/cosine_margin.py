@@ -70,7 +70,8 @@ def cosine_margin_loss(
         number of threads.
 
     Raises:
-        TypeError, ValueError: an argument has a wrong type, dtype, shape, device or value.
+        TypeError, ValueError: an argument has a wrong type, dtype, shape, device or value. On a GPU offsets
+            that are none give NaN.
     """
     arguments.check_embeddings("embeddings", embeddings, points=True)
     arguments.check_integer_tensor("labels", labels)

@@ -52,7 +52,8 @@ def seed_mask_iou(
         mask or not, on any machine and any number of threads.
 
     Raises:
-        TypeError, ValueError: an argument has a wrong type, dtype, shape, device or value.
+        TypeError, ValueError: an argument has a wrong type, dtype, shape, device or value. On a GPU seeds
+            outside of the image give NaN.
     """
     arguments.check_embeddings("embeddings", embeddings, points=False)
     arguments.check_integer_tensor("labels", labels)
@@ -118,7 +119,8 @@ def seediness_loss(
         weight that rises from 0 to 0.2 during training: :func:`seediness_weight`.
 
     Raises:
-        TypeError, ValueError: an argument has a wrong type, dtype, shape, device or value.
+        TypeError, ValueError: an argument has a wrong type, dtype, shape, device or value. On a GPU seeds
+            and classes that there are not give NaN.
     """
     arguments.check_embeddings("embeddings", embeddings, points=False)
     radii = len(check_thresholds(thresholds))

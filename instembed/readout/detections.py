@@ -36,7 +36,8 @@ def detections(
             k of a Grouping, and for labels the rows are their ids in ascending order, as in
             :func:`instembed.label_statistics`. Scores are floating point, classes integer.
         masks: give masks, one byte a pixel and instance.
-        rle: give COCO run lengths, encoded from the label map in one pass without building masks.
+        rle: give COCO run lengths, encoded from the label map in one pass without building masks. The CPU
+            does it: labels on a GPU are copied.
         background, ignore_index: ids that are no instance; None for background makes 0 one.
 
     Returns:
@@ -49,7 +50,7 @@ def detections(
         - ``rle``, with ``rle=True``: K dicts ``{"size": [H, W], "counts": bytes}``, as pycocotools encodes.
 
         An instance of a Grouping that has no pixel is left out together with its score and class. Nothing
-        has a gradient.
+        has a gradient. On a GPU the host waits for the result.
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, dtype, shape, device or value.
@@ -64,7 +65,9 @@ def detections(
         labels = labels[None]
         scores = scores[None] if isinstance(scores, Tensor) and scores.dim() == 1 else scores
         classes = classes[None] if isinstance(classes, Tensor) and classes.dim() == 1 else classes
-    found = label_statistics(labels, background=background, ignore_index=ignore_index)
+    found = label_statistics(
+        labels, background=background, ignore_index=ignore_index, max_instances=_room_for(labels)
+    )
     ids = [row[:n] for row, n in zip(found.ids, found.num_instances.tolist(), strict=True)]
     numbers = [len(row) for row in ids] if expected is None else expected
     rows = [torch.arange(len(row), device=labels.device) for row in ids]
@@ -125,11 +128,24 @@ def _labels_of(value: Grouping | SeededGrouping | Tensor) -> tuple[Tensor, list[
             raise ValueError(
                 f"grouping_or_labels must have labels (B, H, W), got shape {tuple(value.labels.shape)}"
             )
-        return value.labels, value.num_instances.tolist()
+        numbers = value.num_instances.tolist()
+        if isinstance(value, Grouping) and not all(0 <= n <= value.counts.shape[1] for n in numbers):
+            raise ValueError(
+                f"grouping_or_labels did not fit: it has num_instances {numbers} and "
+                f"{value.counts.shape[1]} rows. Group with a larger max_instances"
+            )
+        return value.labels, numbers
     labels = arguments.check_integer_tensor("grouping_or_labels", value)
     if labels.dim() not in (2, 3):
         raise ValueError(f"grouping_or_labels must be (B, H, W) or (H, W), got shape {tuple(labels.shape)}")
     return labels, None
+
+
+def _room_for(labels: Tensor) -> int | None:
+    """The capacity to tell label_statistics on a GPU: ids are counted, as the host waits anyway."""
+    if labels.device.type == "cpu":
+        return None
+    return max([1, *(len(image.to(torch.int64).unique()) for image in labels)])
 
 
 def _grouping_rows(ids: Tensor, number: int) -> Tensor:

@@ -29,7 +29,9 @@ def cosine_margin_loss(
     if normalize or embeddings.dtype in (torch.float16, torch.bfloat16):
         embeddings = unit_vectors(embeddings) if normalize else embeddings.float()
     choice = sampling(samples)
-    keys = torch.zeros(labels.shape) if choice is None else torch.rand(labels.shape, generator=generator)
+    keys = torch.zeros(labels.shape, device=labels.device)
+    if choice is not None:
+        keys.uniform_(generator=generator)
     images = zip(
         split_images(embeddings, offsets),
         split_images(labels.unsqueeze(1), offsets),

@@ -29,7 +29,7 @@ def group_on_sphere(
         labels.append(of_image)
         centers.append(of_instances)
     shape = embeddings.shape[:1] if embeddings.dim() == 2 else embeddings.shape[:1] + embeddings.shape[2:]
-    return torch.cat([torch.zeros(0, dtype=torch.int64), *labels]).view(shape), centers
+    return torch.cat([points.new_zeros(0, dtype=torch.int64), *labels]).view(shape), centers
 
 
 def _group(
@@ -40,7 +40,7 @@ def _group(
     x = points[taken]
     connected = x @ x.T >= threshold
     connected.fill_diagonal_(True)
-    lowest = torch.arange(len(x))
+    lowest = torch.arange(len(x), device=x.device)
     while len(x):  # each point takes the lowest number among its neighbours, until nothing changes
         candidates = torch.where(connected, lowest, len(x)).amin(1)
         if torch.equal(candidates, lowest):
@@ -55,6 +55,6 @@ def _group(
     centers = unit_vectors(sums)
     if nearest and count:
         found = torch.where(found == 0, 1 + (x @ centers.T).argmax(1), found)
-    labels = torch.zeros(len(points), dtype=torch.int64)
+    labels = points.new_zeros(len(points), dtype=torch.int64)
     labels[taken] = found
     return labels, centers

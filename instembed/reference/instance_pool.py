@@ -37,7 +37,9 @@ def instance_pool(
     for b, ((points, image), instances) in enumerate(zip(images, found, strict=True)):
         for row, instance in enumerate(instances):
             members = points[image == instance]
-            pooled = pooled.index_put((torch.tensor(b), torch.tensor(row)), _reduced(members, reduce))
+            pooled = pooled.index_put(
+                (counts.new_tensor(b), counts.new_tensor(row)), _reduced(members, reduce)
+            )
             ids[b, row] = instance
             counts[b, row] = len(members)
     return InstanceFeaturesWithIds(pooled, counts > 0, ids, counts)
