@@ -125,10 +125,9 @@ class Group {
       }
       __syncthreads();
       if (with_sums) {
-#pragma unroll 1  // the addresses would take registers, of both loops
         for (int d = tid; d < channels_; d += kThreads) {
           double sum = 0;
-#pragma unroll 1
+#pragma unroll 4  // more would cost registers
           for (int w = 0; w < kWarps; ++w) sum += shared_.warp_sums[w * channels_ + d];
           sums[d * kParts + part] = sum;
         }

@@ -110,19 +110,8 @@ struct Cloud {
   __device__ double& sum(int d, int64_t tile) const { return all.sums[d * all.row + first + tile]; }
 };
 
-// Before sm_90 read anew each time: what follows from it would else stay in registers, which are
-// all taken. On sm_90 and later it is the other way round.
-__device__ __forceinline__ int thread_of_block() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-  int thread;
-  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-  return thread;
-#else
-  return static_cast<int>(threadIdx.x);
-#endif
-}
-__device__ __forceinline__ int lane_of_thread() { return thread_of_block() % kWarp; }
-__device__ __forceinline__ int warp_of_thread() { return thread_of_block() / kWarp; }
+__device__ __forceinline__ int lane_of_thread() { return static_cast<int>(threadIdx.x) % kWarp; }
+__device__ __forceinline__ int warp_of_thread() { return static_cast<int>(threadIdx.x) / kWarp; }
 
 struct Sum {
   template <class A>
