@@ -59,9 +59,9 @@ def there(value: Any, device: str) -> Any:
 def as_on_cpu(found: Any, expected: Any) -> Any:
     """A result as the CPU gives it: a GPU's tables have room for more instances, which must hold zeros."""
     fields = []
-    for table, there in zip(found, expected, strict=True):
-        if table.device.type != "cpu" and table.dim() > 1 and table.shape != there.shape:
-            rows = there.shape[1]
+    for table, right in zip(found, expected, strict=True):
+        if table.device.type != "cpu" and table.dim() > 1 and table.shape != right.shape:
+            rows = right.shape[1]
             assert not table[:, rows:].any()
             table = table[:, :rows]
         fields.append(table.cpu())

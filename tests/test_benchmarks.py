@@ -111,7 +111,6 @@ def _is_elsewhere(tensor: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("entry", CUDA_ENTRIES, ids=lambda entry: entry.name)
 def test_entries_keep_to_their_device(entry: Entry, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("scipy")
     monkeypatch.setattr(torch, "Generator", CpuGenerator)
     monkeypatch.setattr(_arguments, "check_generator", lambda generator, device: None)
     monkeypatch.setattr(harness, "measure", call_each)

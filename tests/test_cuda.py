@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, library
+from torch import Tensor
 
 import instembed
 from instembed import Grouping, LabelStatistics, _native, reference
@@ -504,17 +504,3 @@ def test_graph_capture_and_replay(workload: tuple[Step, list[Tensor]]) -> None:
     graph.replay()
     torch.cuda.synchronize()
     assert_same_step(captured, step())
-
-
-@gpu
-def test_opcheck_on_cuda() -> None:
-    if not instembed.cuda_available():
-        pytest.skip("needs a GPU")
-    embeddings = torch.randn(2, 3, 5, 6, device="cuda", requires_grad=True)
-    labels = torch.randint(0, 4, (2, 5, 6), device="cuda")
-    arguments = (embeddings, labels, None, 0.5, 1.5, 2, 0, None, False, False, None, True)
-    library.opcheck(torch.ops.instembed.discriminative_terms.default, arguments)
-    library.opcheck(torch.ops.instembed.label_statistics.default, (labels, 0, None, None))
-    for seeding in ("peel", "all"):
-        arguments = (embeddings, labels, None, 1.0, seeding, 1, None, "noise", 300, 1e-3)
-        library.opcheck(torch.ops.instembed.mean_shift.default, arguments)

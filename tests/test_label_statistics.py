@@ -113,12 +113,12 @@ def test_same_bits_for_any_number_of_threads(two_threads) -> None:
 
 def test_capacity(each_device: str, overflow_checks: None) -> None:
     labels = blobs(2, 20, 20, ids=5)
-    rows = 4 if each_device == "cpu" else 64
+    rows, found = (4, "4") if each_device == "cpu" else (64, "more")
     assert instembed.label_statistics(labels).ids.shape == (2, rows)
     padded = instembed.label_statistics(labels, max_instances=9)
     assert_same(padded, reference.label_statistics(labels.cpu(), max_instances=9))
     assert padded.boxes.shape == (2, 9, 4)
-    with pytest.raises(ValueError, match=r"max_instances=3 .* instances"):
+    with pytest.raises(ValueError, match=f"max_instances=3 .* {found} instances"):
         instembed.label_statistics(labels, max_instances=3)
 
 
