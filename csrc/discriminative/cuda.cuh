@@ -38,6 +38,7 @@ using namespace cuda;
 template <class A>
 constexpr int kTableElements = 8192 / sizeof(A);  // of a block's table in shared memory
 constexpr int64_t kTablesAPart = 256;             // instances for which every block has a table
+constexpr int64_t kBlocksAProcessor = 2;          // as many as run at once
 
 // ---------------------------------------------------------------------------------------------------------
 // What the kernels share
@@ -186,15 +187,14 @@ __global__ void __launch_bounds__(kThreads, 2)
     sums_kernel(const T* embeddings, Strides strides, Images images, TileShape shape,
                 const int32_t* slot_of_place, int32_t places, Codes codes,
                 Instances<accumulator_t<T>> instances, Rule rule, accumulator_t<T>* partials,
-                int64_t rows, int64_t first_image, int64_t blocks) {
+                int64_t rows, int64_t blocks) {
   using A = accumulator_t<T>;
   const int tid = static_cast<int>(threadIdx.x);
-  const int64_t image = first_image + blockIdx.x / blocks;
+  const int64_t image = blockIdx.x / blocks;
   const int32_t count = instances.of(image);
   if (pass == Pass::spread && count == 0) return;
   const int columns = shape.channels + 1;
-  const Share share =
-      share_of(images, blockIdx.x, first_image, blocks, parts_of(blocks, rows, count), shape);
+  const Share share = share_of(images, blockIdx.x, 0, blocks, parts_of(blocks, rows, count), shape);
   if (share.part >= share.parts) return;
 
   DynamicShared shared;
@@ -205,8 +205,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const auto near_table = shared.take<A>(kTableElements<A>);
 
   const bool fits = int64_t{count} * columns <= kTableElements<A>;
-  A* far_table = partials + ((image - first_image) * rows + share.part * count) *
-                                static_cast<int64_t>(columns);
+  A* far_table = partials + (image * rows + share.part * count) * static_cast<int64_t>(columns);
   for (int64_t k = tid; k < int64_t{count} * columns; k += kThreads) {
     if (fits) {
       near_table[k] = A(0);
@@ -221,7 +220,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   const A* means = instances.means + image * instances.capacity * shape.channels;
   const auto delta = static_cast<A>(rule.delta_var);
 
-  for (int64_t t = share.first; t < share.last; ++t) {
+  for (int64_t k = share.first; k < share.last; ++k) {
+    const int64_t t = pass == Pass::means ? k : share.first + share.last - 1 - k;
     const int64_t from = t * shape.pixels;
     const int n = static_cast<int>(pixels - from < shape.pixels ? pixels - from : shape.pixels);
     __syncthreads();  // the tile before has been added
@@ -289,11 +289,12 @@ __global__ void __launch_bounds__(kThreads, 2)
 // threads parts, and a tree in shared memory the rest.
 template <class A, Pass pass>
 __global__ void __launch_bounds__(kThreads)
-    reduce_kernel(const A* partials, int64_t rows, Instances<A> instances, int64_t first_image,
+    reduce_kernel(const A* partials, int64_t rows, Instances<A> instances,
                   int64_t blocks_that_summed, int blocks, double* push_squares, A* push_grads) {
+  constexpr int kBatch = 16;
   INSTEMBED_SHARED(double, sums, kThreads);
   INSTEMBED_SHARED(double, pixels, 1);
-  const int64_t image = first_image + blockIdx.x / blocks;
+  const int64_t image = blockIdx.x / blocks;
   const int32_t count = instances.of(image);
   const int channels = instances.channels, columns = channels + 1;
   const int64_t parts = parts_of(blocks_that_summed, rows, count);
@@ -301,7 +302,7 @@ __global__ void __launch_bounds__(kThreads)
   while (width < columns && width < kThreads) width *= 2;
   const int tid = static_cast<int>(threadIdx.x);
   const int lane = tid % width, line = tid / width, lines = kThreads / width;
-  const A* tables = partials + (image - first_image) * rows * columns;
+  const A* tables = partials + image * rows * columns;
   for (int32_t slot = static_cast<int32_t>(blockIdx.x % blocks); slot < count; slot += blocks) {
     const int64_t row = image * instances.capacity + slot;
     // From the last column: a mean needs the count.
@@ -309,9 +310,15 @@ __global__ void __launch_bounds__(kThreads)
       const int column = first + lane;
       double sum = 0;
       if (column < columns) {
-#pragma unroll 4
-        for (int64_t part = line; part < parts; part += lines) {
-          sum += static_cast<double>(tables[(part * count + slot) * columns + column]);
+        for (int64_t part = line; part < parts; part += kBatch * lines) {
+          A batch[kBatch];  // many loads at a time: each takes as long as all
+#pragma unroll
+          for (int j = 0; j < kBatch; ++j) {
+            const int64_t at = part + j * lines;
+            batch[j] = at < parts ? tables[(at * count + slot) * columns + column] : A(0);
+          }
+#pragma unroll
+          for (int j = 0; j < kBatch; ++j) sum += static_cast<double>(batch[j]);
         }
       }
       __syncthreads();  // what was there has been read
@@ -402,15 +409,14 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, 2)
     push_kernel(const T* embeddings, Strides strides, Images images, TileShape shape, Codes codes,
                 Instances<accumulator_t<T>> instances, Rule rule, accumulator_t<T>* partials,
-                int64_t rows, int64_t first_image, int64_t blocks) {
+                int64_t rows, int64_t blocks) {
   using A = accumulator_t<T>;
   const int tid = static_cast<int>(threadIdx.x);
-  const int64_t image = first_image + blockIdx.x / blocks;
+  const int64_t image = blockIdx.x / blocks;
   const int32_t count = instances.of(image);
   if (count == 0) return;
   const int columns = shape.channels + 1, pieces = shape.pixels / kPiece;
-  const Share share =
-      share_of(images, blockIdx.x, first_image, blocks, parts_of(blocks, rows, count), shape);
+  const Share share = share_of(images, blockIdx.x, 0, blocks, parts_of(blocks, rows, count), shape);
   if (share.part >= share.parts) return;
 
   DynamicShared shared;
@@ -420,8 +426,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const auto slots = shared.take<int32_t>(shape.pixels);
   const auto sums = shared.take<A>(pieces * columns);
 
-  A* table = partials +
-             ((image - first_image) * rows + share.part * count) * static_cast<int64_t>(columns);
+  A* table = partials + (image * rows + share.part * count) * static_cast<int64_t>(columns);
   for (int64_t k = tid; k < int64_t{count} * columns; k += kThreads) table[k] = A(0);
   const int64_t start = images.start(image), pixels = images.count(image);
   const T* first = embeddings + strides.at(images, image);
@@ -704,36 +709,37 @@ __global__ void __launch_bounds__(kThreads, 2)
 // ---------------------------------------------------------------------------------------------------------
 // The host's side
 
+// Blocks that share an image: all of a launch run at once, and go over their tiles together. Sets
+// of points may be of any sizes: more blocks, so that a large one does not wait for a few.
+int64_t blocks_an_image(const Images& images, const TileShape& shape, const DeviceInfo& device) {
+  const int64_t count = std::max<int64_t>(images.images, 1);
+  const int64_t largest = images.offsets ? images.total : (images.total + count - 1) / count;
+  const int64_t tiles = (largest + shape.pixels - 1) / shape.pixels;
+  const int64_t blocks = device.processors * kBlocksAProcessor * (images.offsets ? 4 : 1);
+  return std::clamp<int64_t>(blocks / count, 1, std::max<int64_t>(tiles, 1));
+}
+
 template <class A>
 struct ForwardPlan {
   LabelSlots slots;
   double *squares = nullptr, *gaps = nullptr, *pushes = nullptr;
   A* partials = nullptr;
   int64_t rows = 0;    // of tables an image
-  int64_t group = 1;   // images that one launch sums
   int64_t blocks = 1;  // an image
   int64_t bytes = 0;
 
-  ForwardPlan(void* base, const Images& images, const TileShape& shape, int64_t item,
-              int64_t capacity, bool push, const DeviceInfo& device) {
+  ForwardPlan(void* base, const Images& images, const TileShape& shape, int64_t capacity, bool push,
+              const DeviceInfo& device) {
     const int64_t count = images.images > 0 ? images.images : 1;
     const int64_t average = (images.total + count - 1) / count;
-    group = count;
-    if (!images.offsets) {
-      const int64_t image_bytes = average * shape.channels * item;
-      group =
-          std::clamp<int64_t>(device.cache * 6 / 10 / std::max<int64_t>(image_bytes, 1), 1, count);
-    }
-    const int64_t most_tiles = std::max<int64_t>(
-        ((images.offsets ? images.total : average) + shape.pixels - 1) / shape.pixels, 1);
-    blocks = std::clamp<int64_t>((device.processors * 8 + group - 1) / group, 1, most_tiles);
+    blocks = blocks_an_image(images, shape, device);
     rows = std::max(capacity, std::min(blocks * kTablesAPart, average / 4));
     Workspace workspace(base);
     slots.take(&workspace, count, capacity);
     squares = workspace.take<double>(count * capacity);
     gaps = workspace.take<double>(count * capacity);
     pushes = workspace.take<double>(push ? count * capacity : 0);
-    partials = workspace.take<A>(group * rows * (shape.channels + 1));
+    partials = workspace.take<A>(count * rows * (shape.channels + 1));
     bytes = workspace.used();
   }
 };
@@ -821,8 +827,8 @@ int64_t cuda_workspace(const Array& embeddings, const Array* offsets, const Opti
     using A = accumulator_t<decltype(type)>;
     const TileShape shape = TileShape::of<A>(embeddings.shape[1]);
     bytes = backward ? BackwardPlan<A>(nullptr, images, shape.channels, capacity).bytes
-                     : ForwardPlan<A>(nullptr, images, shape, item_size(embeddings.dtype), capacity,
-                                      options.background_push, device_info())
+                     : ForwardPlan<A>(nullptr, images, shape, capacity, options.background_push,
+                                      device_info())
                            .bytes;
   });
   return bytes;
@@ -852,7 +858,7 @@ void forward_cuda(const Array& embeddings, const Array& labels, const Array* off
     using T = decltype(element);
     using A = accumulator_t<T>;
     const TileShape shape = TileShape::of<A>(embeddings.shape[1]);
-    const ForwardPlan<A> plan(workspace.data, images, shape, sizeof(T), capacity, push, device);
+    const ForwardPlan<A> plan(workspace.data, images, shape, capacity, push, device);
     expect(workspace.size() >= plan.bytes, "workspace: too small");
     Instances<A> instances = instances_of_state<A>(state, images, shape.channels, push);
     instances.squares = plan.squares;
@@ -877,31 +883,29 @@ void forward_cuda(const Array& embeddings, const Array& labels, const Array* off
 
     const auto reducers =
         static_cast<int>(std::clamp<int64_t>(device.processors * 8 / images.images, 1, capacity));
-    for (int64_t first = 0; first < images.images; first += plan.group) {
-      const int64_t n = std::min(plan.group, images.images - first);
-      const auto sums = [&](auto kernel, const char* name) {
-        launch(kernel, name, n * plan.blocks, kThreads, sums_bytes, queue, embeddings.as<const T>(),
-               strides_of(embeddings), images, shape, plan.slots.of_place,
-               plan.slots.tables.places(), codes, instances, rule, plan.partials, plan.rows, first,
-               plan.blocks);
-      };
-      const auto reduce = [&](auto kernel, const char* name, double* squares, A* grads) {
-        launch(kernel, name, n * reducers, kThreads, 0, queue, plan.partials, plan.rows, instances,
-               first, plan.blocks, reducers, squares, grads);
-      };
-      sums(sums_kernel<T, Pass::means>, "means");
-      reduce(reduce_kernel<A, Pass::means>, "reduce_means", nullptr, nullptr);
-      sums(sums_kernel<T, Pass::spread>, "spread");
-      reduce(reduce_kernel<A, Pass::spread>, "reduce_spread", nullptr, nullptr);
-      if (!push) continue;
+    const auto sums = [&](auto kernel, const char* name) {
+      launch(kernel, name, images.images * plan.blocks, kThreads, sums_bytes, queue,
+             embeddings.as<const T>(), strides_of(embeddings), images, shape, plan.slots.of_place,
+             plan.slots.tables.places(), codes, instances, rule, plan.partials, plan.rows,
+             plan.blocks);
+    };
+    const auto reduce = [&](auto kernel, const char* name, double* squares, A* grads) {
+      launch(kernel, name, images.images * reducers, kThreads, 0, queue, plan.partials, plan.rows,
+             instances, plan.blocks, reducers, squares, grads);
+    };
+    sums(sums_kernel<T, Pass::means>, "means");
+    reduce(reduce_kernel<A, Pass::means>, "reduce_means", nullptr, nullptr);
+    sums(sums_kernel<T, Pass::spread>, "spread");
+    reduce(reduce_kernel<A, Pass::spread>, "reduce_spread", nullptr, nullptr);
+    if (push) {
       const int64_t push_bytes = padded_bytes<A>(shape.channels * shape.row) +
                                  2 * padded_bytes<A>(shape.pixels) +
                                  padded_bytes<int32_t>(shape.pixels) +
                                  padded_bytes<A>(shape.pixels / kPiece * (shape.channels + 1));
-      launch(push_kernel<T>, "push", n * plan.blocks, kThreads,
+      launch(push_kernel<T>, "push", images.images * plan.blocks, kThreads,
              checked_shared(push_bytes, device, shape.channels), queue, embeddings.as<const T>(),
              strides_of(embeddings), images, shape, codes, instances, rule, plan.partials,
-             plan.rows, first, plan.blocks);
+             plan.rows, plan.blocks);
       reduce(reduce_kernel<A, Pass::spread>, "reduce_push", plan.pushes, instances.push_grads);
     }
     const auto pairers = static_cast<int>(
@@ -941,11 +945,7 @@ void backward_cuda(const Array& embeddings, const Array* offsets, const Options&
         checked_shared(padded_bytes<A>(shape.channels * shape.row) * (push ? 2 : 1) +
                            padded_bytes<A>(shape.pixels) + padded_bytes<int32_t>(shape.pixels),
                        device, embeddings.shape[1]);
-    const int64_t average = (images.total + images.images - 1) / images.images;
-    const int64_t most_tiles = std::max<int64_t>(
-        ((images.offsets ? images.total : average) + shape.pixels - 1) / shape.pixels, 1);
-    const int64_t blocks = std::clamp<int64_t>(
-        (device.processors * 16 + images.images - 1) / images.images, 1, most_tiles);
+    const int64_t blocks = blocks_an_image(images, shape, device);
     const auto tablers = static_cast<int>(
         std::clamp<int64_t>(device.processors * 4 / images.images, 1, (capacity + 7) / 8));
     launch(gradient_tables_kernel<A>, "gradient_tables", images.images * tablers, kThreads, 0,
