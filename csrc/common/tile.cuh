@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "common/cuda.h"
 #include "common/dtype.h"
@@ -40,6 +41,11 @@ struct alignas(16) Pack {  // what one load or store moves
   T values[kSize];
 };
 
+template <class T>
+using Bits =
+    std::conditional_t<sizeof(T) == 2, unsigned short,
+                       std::conditional_t<sizeof(T) == 4, unsigned int, unsigned long long>>;
+
 template <class T, class A>
 __device__ __forceinline__ T narrowed(A value) {
   if constexpr (sizeof(T) == 2) {
@@ -47,6 +53,16 @@ __device__ __forceinline__ T narrowed(A value) {
   } else {
     return value;
   }
+}
+
+// Reads, and writes, what nobody reads again soon: the caches keep other things.
+template <class T>
+__device__ __forceinline__ T load_once(const T* at) {
+  return bit_cast<T>(__ldcs(reinterpret_cast<const Bits<T>*>(at)));
+}
+template <class T>
+__device__ __forceinline__ void store_once(T* at, T value) {
+  __stcs(reinterpret_cast<Bits<T>*>(at), bit_cast<Bits<T>>(value));
 }
 
 // Whether runs of pixels (or of channels) of an image can be moved 16 bytes at a time.

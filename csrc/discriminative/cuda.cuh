@@ -25,10 +25,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "common/label_slots.cuh"
-#include "common/tile.cuh"
 #include "discriminative/cuda.h"
-#include "discriminative/formula.h"
+#include "discriminative/planar.cuh"
 
 namespace instembed::discriminative {
 namespace {
@@ -38,60 +36,10 @@ using namespace cuda;
 template <class A>
 constexpr int kTableElements = 8192 / sizeof(A);  // of a block's table in shared memory
 constexpr int64_t kTablesAPart = 256;             // instances for which every block has a table
-constexpr int64_t kBlocksAProcessor = 2;          // as many as run at once
-
-// ---------------------------------------------------------------------------------------------------------
-// What the kernels share
-
-template <class A>
-struct Instances {      // tables with `capacity` rows an image
-  int64_t* found;       // an image: its instances, -1 where they are too many
-  int64_t* background;  // an image: its background pixels
-  int64_t* counts;      // a row
-  A* means;             // D a row, like the rest
-  A* variance_grads;    // d term / d mean, but for the weight of the instance's variance
-  A* distance_grads;
-  A* push_grads;    // null without background push
-  double* squares;  // a row: sum of hinge^2
-  double* gaps;     // a row: sum over the other instances of hinge^2
-  double* pushes;   // a row: sum over the background
-  int64_t capacity;
-  int channels;
-
-  __device__ int32_t of(int64_t image) const {
-    return found[image] < 0 ? 0 : static_cast<int32_t>(found[image]);
-  }
-};
-
-struct Rule {
-  double delta_var, delta_dist;
-  bool pooled_variance;
-  int norm;
-};
-
-// The formula with the norm as an argument, which is the same for all threads: kernels for both
-// would take twice as long to compile.
-template <class A>
-__device__ __forceinline__ A add_to_norm_by(int norm, A sum, A difference) {
-  return norm == 1 ? add_to_norm<1>(sum, difference) : add_to_norm<2>(sum, difference);
-}
-template <class A>
-__device__ __forceinline__ A finish_norm_by(int norm, A sum) {
-  return norm == 1 ? finish_norm<1>(sum) : finish_norm<2>(sum);
-}
-template <class A>
-__device__ __forceinline__ A slope_by(int norm, A hinge, A distance) {
-  return norm == 1 ? slope<1>(hinge, distance) : slope<2>(hinge, distance);
-}
-template <class A>
-__device__ __forceinline__ A direction_by(int norm, A difference) {
-  return norm == 1 ? direction<1>(difference) : direction<2>(difference);
-}
+constexpr int64_t kBlocksAProcessor = 4;          // as many as run at once
 
 // ---------------------------------------------------------------------------------------------------------
 // Sums over the pixels of each instance. A table's row has a sum a channel, and one more column.
-
-enum class Pass { means, spread };  // embeddings and counts; pulls towards the mean and hinge^2
 
 // Leaves the sums of the runs of every 32 pixels at the runs' first pixels. The last row of the
 // tile is that of the extra column.
@@ -617,15 +565,8 @@ __global__ void __launch_bounds__(kThreads, 2)
                     int64_t blocks) {
   using A = accumulator_t<T>;
   const int tid = static_cast<int>(threadIdx.x);
-  if (images.offsets && *images.invalid) {  // no image is where: every gradient shows it
-    const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-    for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + tid; i < images.total;
-         i += step) {
-      for (int d = 0; d < shape.channels; ++d) {
-        grad[i * grad_strides.pixel + d * grad_strides.channel] = narrowed<T>(static_cast<A>(NAN));
-      }
-    }
-    return;
+  if (images.offsets && *images.invalid) {
+    return fill_with_nan(images, shape.channels, grad, grad_strides);
   }
   const Share share = share_of(images, blockIdx.x, 0, blocks, blocks, shape);
   const int64_t image = share.image;
@@ -711,10 +652,10 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // Blocks that share an image: all of a launch run at once, and go over their tiles together. Sets
 // of points may be of any sizes: more blocks, so that a large one does not wait for a few.
-int64_t blocks_an_image(const Images& images, const TileShape& shape, const DeviceInfo& device) {
+int64_t blocks_an_image(const Images& images, const DeviceInfo& device) {
   const int64_t count = std::max<int64_t>(images.images, 1);
   const int64_t largest = images.offsets ? images.total : (images.total + count - 1) / count;
-  const int64_t tiles = (largest + shape.pixels - 1) / shape.pixels;
+  const int64_t tiles = (largest + kThreads - 1) / kThreads;
   const int64_t blocks = device.processors * kBlocksAProcessor * (images.offsets ? 4 : 1);
   return std::clamp<int64_t>(blocks / count, 1, std::max<int64_t>(tiles, 1));
 }
@@ -732,7 +673,7 @@ struct ForwardPlan {
               const DeviceInfo& device) {
     const int64_t count = images.images > 0 ? images.images : 1;
     const int64_t average = (images.total + count - 1) / count;
-    blocks = blocks_an_image(images, shape, device);
+    blocks = blocks_an_image(images, device);
     rows = std::max(capacity, std::min(blocks * kTablesAPart, average / 4));
     Workspace workspace(base);
     slots.take(&workspace, count, capacity);
@@ -759,6 +700,18 @@ struct BackwardPlan {
 
 Strides strides_of(const Array& embeddings) {
   return {embeddings.strides[0], embeddings.strides[1], embeddings.strides[2]};
+}
+
+// Whether the kernels of planar.cuh serve.
+template <class A>
+bool is_planar(const Array& embeddings, const DeviceInfo& device) {
+  bool fits = false;
+  if (embeddings.shape[1] <= kMostChannels<A> && embeddings.strides[2] == 1) {
+    dispatch_channels<A>(static_cast<int>(embeddings.shape[1]), [&](auto most) {
+      fits = planar_bytes<A, decltype(most)::value>() <= device.shared;
+    });
+  }
+  return fits;
 }
 
 DType accumulation_type(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
@@ -883,9 +836,9 @@ void forward_cuda(const Array& embeddings, const Array& labels, const Array* off
 
     const auto reducers =
         static_cast<int>(std::clamp<int64_t>(device.processors * 8 / images.images, 1, capacity));
-    const auto sums = [&](auto kernel, const char* name) {
-      launch(kernel, name, images.images * plan.blocks, kThreads, sums_bytes, queue,
-             embeddings.as<const T>(), strides_of(embeddings), images, shape, plan.slots.of_place,
+    const auto sums = [&](auto kernel, const char* name, const TileShape& tiles, int64_t bytes) {
+      launch(kernel, name, images.images * plan.blocks, kThreads, bytes, queue,
+             embeddings.as<const T>(), strides_of(embeddings), images, tiles, plan.slots.of_place,
              plan.slots.tables.places(), codes, instances, rule, plan.partials, plan.rows,
              plan.blocks);
     };
@@ -893,9 +846,20 @@ void forward_cuda(const Array& embeddings, const Array& labels, const Array* off
       launch(kernel, name, images.images * reducers, kThreads, 0, queue, plan.partials, plan.rows,
              instances, plan.blocks, reducers, squares, grads);
     };
-    sums(sums_kernel<T, Pass::means>, "means");
-    reduce(reduce_kernel<A, Pass::means>, "reduce_means", nullptr, nullptr);
-    sums(sums_kernel<T, Pass::spread>, "spread");
+    if (is_planar<A>(embeddings, device)) {
+      dispatch_channels<A>(shape.channels, [&](auto most) {
+        constexpr int D = decltype(most)::value;
+        const TileShape rows_of_pixels = planar_shape(shape.channels);
+        const int64_t bytes = planar_bytes<A, D>();
+        sums(planar_sums_kernel<T, D, Pass::means>, "planar_means", rows_of_pixels, bytes);
+        reduce(reduce_kernel<A, Pass::means>, "reduce_means", nullptr, nullptr);
+        sums(planar_sums_kernel<T, D, Pass::spread>, "planar_spread", rows_of_pixels, bytes);
+      });
+    } else {
+      sums(sums_kernel<T, Pass::means>, "means", shape, sums_bytes);
+      reduce(reduce_kernel<A, Pass::means>, "reduce_means", nullptr, nullptr);
+      sums(sums_kernel<T, Pass::spread>, "spread", shape, sums_bytes);
+    }
     reduce(reduce_kernel<A, Pass::spread>, "reduce_spread", nullptr, nullptr);
     if (push) {
       const int64_t push_bytes = padded_bytes<A>(shape.channels * shape.row) +
@@ -945,19 +909,27 @@ void backward_cuda(const Array& embeddings, const Array* offsets, const Options&
         checked_shared(padded_bytes<A>(shape.channels * shape.row) * (push ? 2 : 1) +
                            padded_bytes<A>(shape.pixels) + padded_bytes<int32_t>(shape.pixels),
                        device, embeddings.shape[1]);
-    const int64_t blocks = blocks_an_image(images, shape, device);
+    const int64_t blocks = blocks_an_image(images, device);
     const auto tablers = static_cast<int>(
         std::clamp<int64_t>(device.processors * 4 / images.images, 1, (capacity + 7) / 8));
     launch(gradient_tables_kernel<A>, "gradient_tables", images.images * tablers, kThreads, 0,
            queue, instances, rule, grad_terms.as<const A>(), plan.scales, plan.through_means,
            tablers);
+    const Codes codes{state.slots.data, cuda_slot_bytes(capacity) == 4};
     const auto gradient = [&](auto kernel) {
       launch(kernel, "gradient", images.images * blocks, kThreads, bytes, queue,
-             embeddings.as<const T>(), strides_of(embeddings), images, shape,
-             Codes{state.slots.data, cuda_slot_bytes(capacity) == 4}, instances, rule, plan.scales,
-             plan.through_means, grad_terms.as<const A>(), grad.as<T>(), strides_of(grad), blocks);
+             embeddings.as<const T>(), strides_of(embeddings), images, shape, codes, instances,
+             rule, plan.scales, plan.through_means, grad_terms.as<const A>(), grad.as<T>(),
+             strides_of(grad), blocks);
     };
-    if (push) {
+    if (!push && is_planar<A>(embeddings, device) && grad.strides[2] == 1) {
+      dispatch_channels<A>(shape.channels, [&](auto most) {
+        launch(planar_gradient_kernel<T, decltype(most)::value>, "planar_gradient",
+               images.images * blocks, kThreads, 0, queue, embeddings.as<const T>(),
+               strides_of(embeddings), images, planar_shape(shape.channels), codes, instances, rule,
+               plan.scales, plan.through_means, grad.as<T>(), strides_of(grad), blocks);
+      });
+    } else if (push) {
       gradient(gradient_kernel<T, true>);
     } else {
       gradient(gradient_kernel<T, false>);

@@ -1,0 +1,261 @@
+// The discriminative loss on CUDA where a channel's pixels lie side by side and there are few
+// channels: what a lane needs of its pixel fits into registers.
+//
+// A warp takes 32 consecutive pixels at a time, a pixel a lane, and asks for all their channels at
+// once: 128 bytes a channel. So memory is busy as long as enough warps wait for it, and neither
+// tiles nor barriers are needed. Nothing is read of pixels of no instance. The code of the next
+// pixel is asked for before this one's channels are.
+//
+// Sums: the warp turns its 32 pixels round in shared memory, so that a lane has some pixels of one
+// channel, and adds up those of one instance at a time; mostly there is one. The sums go to a table
+// of the warp in shared memory. Where there are too many instances for a table a warp, the warps
+// of a block take turns at one, and where that is too large, at one in global memory. Whatever the
+// table, an instance's pixels are added in an order that only the shape decides.
+#pragma once
+
+#include <cmath>
+
+#include "discriminative/instances.cuh"
+
+namespace instembed::discriminative {
+namespace {
+
+using namespace cuda;
+
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kTurned = kWarp + 1;  // elements of a channel: odd, for lanes to hit different banks
+
+template <class A>
+constexpr int kMostChannels = 128 / sizeof(A);  // that a lane keeps
+template <class A>
+constexpr int kNearElements = 24 * 1024 / sizeof(A);  // of a block's tables in shared memory
+template <class A, int D>
+constexpr int kResident = sizeof(A) == 4 && D <= 16 ? 4 : 2;  // blocks a multiprocessor
+
+TileShape planar_shape(int64_t channels) {
+  TileShape shape;
+  shape.channels = static_cast<int>(channels);
+  shape.pixels = kThreads;
+  return shape;
+}
+
+// Bytes of shared memory of planar_sums_kernel<T, D>.
+template <class A, int D>
+int64_t planar_bytes() {
+  return padded_bytes<A>(kWarps * D * kTurned) + padded_bytes<A>(kNearElements<A>);
+}
+
+// f() with a constant of at least `channels`, of which there are at most kMostChannels<A>.
+template <class A, class F>
+void dispatch_channels(int channels, F&& f) {
+  if (channels <= 8) return f(std::integral_constant<int, 8>());
+  if (channels <= 16) return f(std::integral_constant<int, 16>());
+  if constexpr (kMostChannels<A> >= 32) f(std::integral_constant<int, 32>());
+}
+
+// x becomes x - mean. Returns the distance.
+template <int norm, class A, int D>
+__device__ __forceinline__ A subtract_mean(A (&x)[D], const A* mean, int channels) {
+  A sum = 0;
+#pragma unroll
+  for (int d = 0; d < D; ++d) {
+    if (d < channels) {
+      x[d] -= mean[d];
+      sum = add_to_norm<norm>(sum, x[d]);
+    }
+  }
+  return finish_norm<norm>(sum);
+}
+
+// x becomes base + factor * direction(x), base null for 0.
+template <int norm, class A, int D>
+__device__ __forceinline__ void pull(A (&x)[D], A factor, const A* base, int channels) {
+#pragma unroll
+  for (int d = 0; d < D; ++d) {
+    const A start = base && d < channels ? base[d] : A(0);
+    x[d] = factor == 0 ? start : start + factor * direction<norm>(x[d]);
+  }
+}
+
+// Of a pixel: x becomes base + scale * d (hinge^2 / 2) / dx. Returns the hinge.
+template <int norm, class A, int D>
+__device__ __forceinline__ A differentiate(A (&x)[D], const A* mean, A delta, A scale,
+                                           const A* base, int channels) {
+  const A distance = subtract_mean<norm>(x, mean, channels);
+  const A hinge = positive_part(static_cast<A>(distance - delta));
+  pull<norm>(x, slope<norm>(hinge, distance) * scale, base, channels);
+  return hinge;
+}
+
+template <class T, int D, Pass pass>
+__global__ void __launch_bounds__(kThreads, (kResident<accumulator_t<T>, D>))
+    planar_sums_kernel(const T* embeddings, Strides strides, Images images, TileShape shape,
+                       const int32_t* slot_of_place, int32_t places, Codes codes,
+                       Instances<accumulator_t<T>> instances, Rule rule, accumulator_t<T>* partials,
+                       int64_t rows, int64_t blocks) {
+  using A = accumulator_t<T>;
+  const int tid = static_cast<int>(threadIdx.x), lane = tid % kWarp, warp = tid / kWarp;
+  // What the means pass has read last is likely still in the L2: the spread pass goes back.
+  const int64_t block = pass == Pass::means ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
+  const int64_t image = block / blocks;
+  const int32_t count = instances.of(image);
+  if (pass == Pass::spread && count == 0) return;
+  const int channels = shape.channels, columns = channels + 1;
+  const Share share = share_of(images, block, 0, blocks, parts_of(blocks, rows, count), shape);
+  if (share.part >= share.parts) return;
+
+  DynamicShared shared;
+  const auto turned = shared.take<A>(kWarps * D * kTurned) + warp * D * kTurned;
+  const auto near_tables = shared.take<A>(kNearElements<A>);
+  const int64_t cells = int64_t{count} * columns;
+  const int tables =
+      cells * kWarps <= kNearElements<A> ? kWarps : (cells <= kNearElements<A> ? 1 : 0);
+  A* far_table = partials + (image * rows + share.part * count) * static_cast<int64_t>(columns);
+  for (int64_t k = tid; k < cells * tables; k += kThreads) near_tables[k] = A(0);
+  for (int64_t k = tid; k < cells && tables == 0; k += kThreads) far_table[k] = A(0);
+  __syncthreads();
+
+  const int64_t start = images.start(image), pixels = images.count(image);
+  const T* first = embeddings + strides.at(images, image);
+  const bool given_up = instances.found[image] < 0;
+  const A* means = instances.means + image * instances.capacity * channels;
+  const auto delta = static_cast<A>(rule.delta_var);
+  const int64_t step = pass == Pass::means ? kThreads : -kThreads;
+  int64_t p = (pass == Pass::means ? share.first : share.last - 1) * kThreads + tid;
+  int32_t next = share.first < share.last && p < pixels ? codes[start + p] : kIgnored;
+  for (int64_t k = share.first; k < share.last; ++k, p += step) {
+    int32_t slot = next;
+    next = k + 1 < share.last && p + step < pixels ? codes[start + p + step] : kIgnored;
+    bool active = slot >= 0 && count > 0;
+    A x[D], square = 0;
+#pragma unroll
+    for (int d = 0; d < D; ++d) {
+      x[d] = active && d < channels ? static_cast<A>(first[d * strides.channel + p]) : A(0);
+    }
+    if (pass == Pass::means && slot >= 0) {
+      slot = given_up ? kIgnored : slot_of_place[image * places + slot];
+      codes.set(start + p, slot);
+    }
+    if (pass == Pass::spread && active) {
+      const A* mean = means + int64_t{slot} * channels;
+      const A hinge =
+          rule.norm == 1
+              ? differentiate<1>(x, mean, delta, A(1), static_cast<A*>(nullptr), channels)
+              : differentiate<2>(x, mean, delta, A(1), static_cast<A*>(nullptr), channels);
+      active = hinge != 0;
+      square = hinge * hinge;
+    }
+    unsigned rest = __ballot_sync(kAllLanes, active);
+    if (rest != 0) {
+      __syncwarp();  // the pixels before have been read
+#pragma unroll
+      for (int d = 0; d < D; ++d) turned[d * kTurned + lane] = x[d];
+      __syncwarp();
+      // Lane d + D g: pixels D g, ..., D g + D - 1 of channel d.
+#pragma unroll
+      for (int j = 0; j < D; ++j) x[j] = turned[lane % D * kTurned + lane / D * D + j];
+    }
+    const auto add_to = [&](auto table) {
+      while (rest != 0) {
+        const int32_t here = __shfl_sync(kAllLanes, slot, __ffs(static_cast<int>(rest)) - 1);
+        const unsigned all = __ballot_sync(kAllLanes, active && slot == here);
+        rest &= ~all;
+        const unsigned mine = all >> (lane / D * D);
+        A sum = 0;
+#pragma unroll
+        for (int j = 0; j < D; ++j) {
+          if (mine >> j & 1) sum += x[j];
+        }
+#pragma unroll
+        for (int other = D; other < kWarp; other *= 2) {
+          sum += __shfl_xor_sync(kAllLanes, sum, other);
+        }
+        A extra = static_cast<A>(__popc(all));
+        if constexpr (pass == Pass::spread) {
+          extra = active && slot == here ? square : A(0);
+#pragma unroll
+          for (int other = 1; other < kWarp; other *= 2) {
+            extra += __shfl_xor_sync(kAllLanes, extra, other);
+          }
+        }
+        for (int column = lane; column < columns; column += kWarp) {
+          table[here * columns + column] += column < channels ? sum : extra;
+        }
+      }
+    };
+    const int turns = tables == kWarps ? 1 : kWarps;
+    for (int turn = 0; turn < turns; ++turn) {
+      if (turns > 1) __syncthreads();
+      if (turns > 1 && turn != warp) continue;
+      if (tables == 0) {
+        add_to(far_table);
+      } else {
+        add_to(near_tables + (turns > 1 ? 0 : warp * static_cast<int>(cells)));
+      }
+    }
+  }
+  if (tables == 0) return;
+  __syncthreads();
+  for (int k = tid; k < cells; k += kThreads) {
+    A sum = 0;
+    for (int table = 0; table < tables; ++table) {
+      sum += near_tables[table * static_cast<int>(cells) + k];
+    }
+    far_table[k] = sum;
+  }
+}
+
+template <class T, int D>
+__global__ void __launch_bounds__(kThreads, (kResident<accumulator_t<T>, D>))
+    planar_gradient_kernel(const T* embeddings, Strides strides, Images images, TileShape shape,
+                           Codes codes, Instances<accumulator_t<T>> instances, Rule rule,
+                           const accumulator_t<T>* scales, const accumulator_t<T>* through_means,
+                           T* grad, Strides grad_strides, int64_t blocks) {
+  using A = accumulator_t<T>;
+  const int channels = shape.channels, tid = static_cast<int>(threadIdx.x);
+  if (images.offsets && *images.invalid) {
+    return fill_with_nan(images, channels, grad, grad_strides);
+  }
+  const Share share = share_of(images, blockIdx.x, 0, blocks, blocks, shape);
+  const int64_t image = share.image;
+  const bool given_up = instances.found[image] < 0;
+  const int64_t start = images.start(image), pixels = images.count(image);
+  const T* first = embeddings + strides.at(images, image);
+  T* target = grad + grad_strides.at(images, image);
+  const A* means = instances.means + image * instances.capacity * channels;
+  const A* common = through_means + image * instances.capacity * channels;
+  const A* scale = scales + image * instances.capacity;
+  const auto delta = static_cast<A>(rule.delta_var);
+  const int64_t last = share.last * kThreads < pixels ? share.last * kThreads : pixels;
+  int64_t p = share.first * kThreads + tid;
+  int32_t next = p < last ? codes[start + p] : kIgnored;
+  for (; p < last; p += kThreads) {
+    const int32_t slot = next;
+    next = p + kThreads < last ? codes[start + p + kThreads] : kIgnored;
+    A x[D];
+#pragma unroll
+    for (int d = 0; d < D; ++d) {
+      x[d] = given_up ? static_cast<A>(NAN) : A(0);
+      if (slot >= 0 && d < channels) {
+        x[d] = static_cast<A>(load_once(first + d * strides.channel + p));
+      }
+    }
+    if (slot >= 0) {
+      const int64_t row = int64_t{slot} * channels;
+      if (rule.norm == 1) {
+        differentiate<1>(x, means + row, delta, scale[slot], common + row, channels);
+      } else {
+        differentiate<2>(x, means + row, delta, scale[slot], common + row, channels);
+      }
+    }
+#pragma unroll
+    for (int d = 0; d < D; ++d) {
+      if (d < channels) {
+        store_once(target + d * grad_strides.channel + p, narrowed<T>(x[d]));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace instembed::discriminative
