@@ -26,7 +26,7 @@
 #include <cmath>
 
 #include "discriminative/cuda.h"
-#include "discriminative/planar.cuh"
+#include "discriminative/narrow.cuh"
 
 namespace instembed::discriminative {
 namespace {
@@ -303,17 +303,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// Pairs of means: a warp an instance goes over the others in order.
-
-template <class A>
-__device__ __forceinline__ double warp_distance(const Rule& rule, const A* a, const A* b,
-                                                int channels, int lane) {
-  double sum = 0;
-  for (int d = lane; d < channels; d += kWarp) {
-    sum = add_to_norm_by(rule.norm, sum, static_cast<double>(a[d]) - static_cast<double>(b[d]));
-  }
-  return finish_norm_by(rule.norm, warp_sum(sum));
-}
+// Pairs of means: a warp an instance, whose lanes take the others.
 
 template <class A>
 __global__ void __launch_bounds__(kThreads)
@@ -332,20 +322,38 @@ __global__ void __launch_bounds__(kThreads)
     for (int d = lane; d < channels; d += kWarp) grad[d] = 0;
     const A* mean = means + int64_t{a} * channels;
     double squares = 0;
-    for (int32_t b = 0; b < count; ++b) {
-      if (b == a) continue;
-      const A* other = means + int64_t{b} * channels;
-      const double distance = warp_distance(rule, mean, other, channels, lane);
-      const double hinge = positive_part(2 * rule.delta_dist - distance);
-      if (hinge == 0) continue;
-      squares += hinge * hinge;
-      const double factor =
-          slope_by(rule.norm, hinge, distance) * -4 / (double(count) * (count - 1));
-      for (int d = lane; d < channels; d += kWarp) {
-        const double step = static_cast<double>(mean[d]) - static_cast<double>(other[d]);
-        grad[d] += static_cast<A>(factor * direction_by(rule.norm, step));
+    for (int32_t from = 0; from < count; from += kWarp) {
+      const int32_t b = from + lane;
+      double factor = 0;
+      if (b < count && b != a) {
+        const A* other = means + int64_t{b} * channels;
+        double sum = 0;
+#pragma unroll 4
+        for (int d = 0; d < channels; ++d) {
+          sum = add_to_norm_by(rule.norm, sum,
+                               static_cast<double>(mean[d]) - static_cast<double>(other[d]));
+        }
+        const double distance = finish_norm_by(rule.norm, sum);
+        const double hinge = positive_part(2 * rule.delta_dist - distance);
+        squares += hinge * hinge;
+        factor = slope_by(rule.norm, hinge, distance) * -4 / (double(count) * (count - 1));
+      }
+      const unsigned near_ones = __ballot_sync(kAllLanes, factor != 0);
+      for (int first = 0; first < channels && near_ones != 0; first += kWarp) {
+        const int d = first + lane;
+        double sum = 0;
+        for (unsigned rest = near_ones; rest != 0; rest &= rest - 1) {
+          const int source = __ffs(static_cast<int>(rest)) - 1;
+          const double step = __shfl_sync(kAllLanes, factor, source);
+          if (d >= channels) continue;
+          const A* other = means + int64_t{from + source} * channels;
+          sum += step * direction_by(rule.norm,
+                                     static_cast<double>(mean[d]) - static_cast<double>(other[d]));
+        }
+        if (d < channels) grad[d] += static_cast<A>(sum);
       }
     }
+    squares = warp_sum(squares);
     if (lane == 0) instances.gaps[row] = squares;
   }
 }
@@ -702,13 +710,13 @@ Strides strides_of(const Array& embeddings) {
   return {embeddings.strides[0], embeddings.strides[1], embeddings.strides[2]};
 }
 
-// Whether the kernels of planar.cuh serve.
+// Whether the kernels of narrow.cuh serve.
 template <class A>
-bool is_planar(const Array& embeddings, const DeviceInfo& device) {
+bool is_narrow(const Array& embeddings, const DeviceInfo& device) {
   bool fits = false;
-  if (embeddings.shape[1] <= kMostChannels<A> && embeddings.strides[2] == 1) {
+  if (embeddings.shape[1] <= kMostChannels<A>) {
     dispatch_channels<A>(static_cast<int>(embeddings.shape[1]), [&](auto most) {
-      fits = planar_bytes<A, decltype(most)::value>() <= device.shared;
+      fits = narrow_bytes<A, decltype(most)::value>() <= device.shared;
     });
   }
   return fits;
@@ -846,14 +854,14 @@ void forward_cuda(const Array& embeddings, const Array& labels, const Array* off
       launch(kernel, name, images.images * reducers, kThreads, 0, queue, plan.partials, plan.rows,
              instances, plan.blocks, reducers, squares, grads);
     };
-    if (is_planar<A>(embeddings, device)) {
+    if (is_narrow<A>(embeddings, device)) {
       dispatch_channels<A>(shape.channels, [&](auto most) {
         constexpr int D = decltype(most)::value;
-        const TileShape rows_of_pixels = planar_shape(shape.channels);
-        const int64_t bytes = planar_bytes<A, D>();
-        sums(planar_sums_kernel<T, D, Pass::means>, "planar_means", rows_of_pixels, bytes);
+        const TileShape pieces = narrow_shape(shape.channels);
+        const int64_t bytes = narrow_bytes<A, D>();
+        sums(narrow_sums_kernel<T, D, Pass::means>, "narrow_means", pieces, bytes);
         reduce(reduce_kernel<A, Pass::means>, "reduce_means", nullptr, nullptr);
-        sums(planar_sums_kernel<T, D, Pass::spread>, "planar_spread", rows_of_pixels, bytes);
+        sums(narrow_sums_kernel<T, D, Pass::spread>, "narrow_spread", pieces, bytes);
       });
     } else {
       sums(sums_kernel<T, Pass::means>, "means", shape, sums_bytes);
@@ -922,11 +930,11 @@ void backward_cuda(const Array& embeddings, const Array* offsets, const Options&
              rule, plan.scales, plan.through_means, grad_terms.as<const A>(), grad.as<T>(),
              strides_of(grad), blocks);
     };
-    if (!push && is_planar<A>(embeddings, device) && grad.strides[2] == 1) {
+    if (!push && is_narrow<A>(embeddings, device)) {
       dispatch_channels<A>(shape.channels, [&](auto most) {
-        launch(planar_gradient_kernel<T, decltype(most)::value>, "planar_gradient",
+        launch(narrow_gradient_kernel<T, decltype(most)::value>, "narrow_gradient",
                images.images * blocks, kThreads, 0, queue, embeddings.as<const T>(),
-               strides_of(embeddings), images, planar_shape(shape.channels), codes, instances, rule,
+               strides_of(embeddings), images, narrow_shape(shape.channels), codes, instances, rule,
                plan.scales, plan.through_means, grad.as<T>(), strides_of(grad), blocks);
       });
     } else if (push) {

@@ -120,6 +120,23 @@ void test_discriminative(int schedules) {
     c.interleaved = channels > 100;
     check(c, schedules);
   }
+  // The kernels of few channels: every number that registers are made for, with tables of a warp,
+  // of a block, and in global memory.
+  for (const int64_t channels : {8, 16, 31, 32}) {
+    for (const int64_t ids : {3, 150}) {
+      Case c;
+      c.channels = channels;
+      c.dtype = channels == 16 ? DType::f64 : DType::f32;
+      c.pixels = 701;
+      c.ids = channels == 31 ? 2 * ids : ids;
+      c.run = ids == 3 ? 40 : 2;
+      c.interleaved = channels == 8;
+      c.norm = channels == 31 ? 1 : 2;
+      check(c, schedules);
+      c.dtype = DType::bf16;
+      if (channels == 16) check(c, schedules);
+    }
+  }
   for (const int64_t pixels : {0, 1, 31, 33, 2049}) {
     Case c;
     c.pixels = pixels;
@@ -134,10 +151,16 @@ void test_discriminative(int schedules) {
   Case c;
   c.pixels = 1000;
   c.channels = 8;
-  c.ids = 300;  // more than a table in shared memory takes
+  c.ids = 300;
   c.run = 1;
   check(c, schedules);
   c.spare = -2;  // too many
+  check(c, schedules);
+  c.channels = 33;  // with more than a table in shared memory takes
+  c.pixels = 400;
+  c.interleaved = true;
+  check(c, schedules);
+  c.spare = 3;
   check(c, schedules);
   c = {};
   c.ragged = true;

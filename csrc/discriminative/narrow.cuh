@@ -1,16 +1,16 @@
-// The discriminative loss on CUDA where a channel's pixels lie side by side and there are few
-// channels: what a lane needs of its pixel fits into registers.
+// The discriminative loss on CUDA for embeddings of few channels: what a lane needs of its pixel
+// fits into registers.
 //
 // A warp takes 32 consecutive pixels at a time, a pixel a lane, and asks for all their channels at
-// once: 128 bytes a channel. So memory is busy as long as enough warps wait for it, and neither
-// tiles nor barriers are needed. Nothing is read of pixels of no instance. The code of the next
-// pixel is asked for before this one's channels are.
+// once. So memory is busy as long as enough warps wait for it, and neither tiles nor barriers are
+// needed. Nothing is read of pixels of no instance: the code of the next pixel is asked for before
+// this one's channels are.
 //
 // Sums: the warp turns its 32 pixels round in shared memory, so that a lane has some pixels of one
 // channel, and adds up those of one instance at a time; mostly there is one. The sums go to a table
 // of the warp in shared memory. Where there are too many instances for a table a warp, the warps
-// of a block take turns at one, and where that is too large, at one in global memory. Whatever the
-// table, an instance's pixels are added in an order that only the shape decides.
+// of a block take turns at one, and where that is too large, at one in global memory. The order of
+// all sums depends on shapes and the numbers of instances alone.
 #pragma once
 
 #include <cmath>
@@ -32,16 +32,16 @@ constexpr int kNearElements = 24 * 1024 / sizeof(A);  // of a block's tables in 
 template <class A, int D>
 constexpr int kResident = sizeof(A) == 4 && D <= 16 ? 4 : 2;  // blocks a multiprocessor
 
-TileShape planar_shape(int64_t channels) {
+TileShape narrow_shape(int64_t channels) {
   TileShape shape;
   shape.channels = static_cast<int>(channels);
   shape.pixels = kThreads;
   return shape;
 }
 
-// Bytes of shared memory of planar_sums_kernel<T, D>.
+// Bytes of shared memory of narrow_sums_kernel<T, D>.
 template <class A, int D>
-int64_t planar_bytes() {
+int64_t narrow_bytes() {
   return padded_bytes<A>(kWarps * D * kTurned) + padded_bytes<A>(kNearElements<A>);
 }
 
@@ -51,6 +51,51 @@ void dispatch_channels(int channels, F&& f) {
   if (channels <= 8) return f(std::integral_constant<int, 8>());
   if (channels <= 16) return f(std::integral_constant<int, 16>());
   if constexpr (kMostChannels<A> >= 32) f(std::integral_constant<int, 32>());
+}
+
+// x = the channels of the pixel at `at`. `packed`: they lie side by side, 16 bytes at a time.
+// `last`: nobody reads them again soon.
+template <bool last, class T, int D, class A>
+__device__ __forceinline__ void load_pixel(const T* at, int64_t stride, bool packed, int channels,
+                                           A (&x)[D]) {
+  constexpr int kSize = Pack<T>::kSize;
+  if (packed) {
+#pragma unroll
+    for (int d = 0; d < D; d += kSize) {
+      if (d < channels) {
+        const auto pack = *reinterpret_cast<const Pack<T>*>(at + d);
+#pragma unroll
+        for (int j = 0; j < kSize; ++j) x[d + j] = static_cast<A>(pack.values[j]);
+      }
+    }
+  } else {
+#pragma unroll
+    for (int d = 0; d < D; ++d, at += stride) {
+      if (d < channels) x[d] = static_cast<A>(last ? load_once(at) : *at);
+    }
+  }
+}
+
+template <class T, int D, class A>
+__device__ __forceinline__ void store_pixel(T* at, int64_t stride, bool packed, int channels,
+                                            const A (&x)[D]) {
+  constexpr int kSize = Pack<T>::kSize;
+  if (packed) {
+#pragma unroll
+    for (int d = 0; d < D; d += kSize) {
+      if (d < channels) {
+        Pack<T> pack;
+#pragma unroll
+        for (int j = 0; j < kSize; ++j) pack.values[j] = narrowed<T>(x[d + j]);
+        *reinterpret_cast<Pack<T>*>(at + d) = pack;
+      }
+    }
+  } else {
+#pragma unroll
+    for (int d = 0; d < D; ++d, at += stride) {
+      if (d < channels) store_once(at, narrowed<T>(x[d]));
+    }
+  }
 }
 
 // x becomes x - mean. Returns the distance.
@@ -89,7 +134,7 @@ __device__ __forceinline__ A differentiate(A (&x)[D], const A* mean, A delta, A 
 
 template <class T, int D, Pass pass>
 __global__ void __launch_bounds__(kThreads, (kResident<accumulator_t<T>, D>))
-    planar_sums_kernel(const T* embeddings, Strides strides, Images images, TileShape shape,
+    narrow_sums_kernel(const T* embeddings, Strides strides, Images images, TileShape shape,
                        const int32_t* slot_of_place, int32_t places, Codes codes,
                        Instances<accumulator_t<T>> instances, Rule rule, accumulator_t<T>* partials,
                        int64_t rows, int64_t blocks) {
@@ -117,6 +162,8 @@ __global__ void __launch_bounds__(kThreads, (kResident<accumulator_t<T>, D>))
 
   const int64_t start = images.start(image), pixels = images.count(image);
   const T* first = embeddings + strides.at(images, image);
+  const bool packed =
+      packs(first, strides.channel, strides.pixel) && channels % Pack<T>::kSize == 0;
   const bool given_up = instances.found[image] < 0;
   const A* means = instances.means + image * instances.capacity * channels;
   const auto delta = static_cast<A>(rule.delta_var);
@@ -127,11 +174,8 @@ __global__ void __launch_bounds__(kThreads, (kResident<accumulator_t<T>, D>))
     int32_t slot = next;
     next = k + 1 < share.last && p + step < pixels ? codes[start + p + step] : kIgnored;
     bool active = slot >= 0 && count > 0;
-    A x[D], square = 0;
-#pragma unroll
-    for (int d = 0; d < D; ++d) {
-      x[d] = active && d < channels ? static_cast<A>(first[d * strides.channel + p]) : A(0);
-    }
+    A x[D] = {}, square = 0;
+    if (active) load_pixel<false>(first + p * strides.pixel, strides.channel, packed, channels, x);
     if (pass == Pass::means && slot >= 0) {
       slot = given_up ? kIgnored : slot_of_place[image * places + slot];
       codes.set(start + p, slot);
@@ -178,9 +222,8 @@ __global__ void __launch_bounds__(kThreads, (kResident<accumulator_t<T>, D>))
             extra += __shfl_xor_sync(kAllLanes, extra, other);
           }
         }
-        for (int column = lane; column < columns; column += kWarp) {
-          table[here * columns + column] += column < channels ? sum : extra;
-        }
+        if (lane < columns) table[here * columns + lane] += lane < channels ? sum : extra;
+        if (D == kWarp && columns > kWarp && lane == 0) table[here * columns + kWarp] += extra;
       }
     };
     const int turns = tables == kWarps ? 1 : kWarps;
@@ -207,7 +250,7 @@ __global__ void __launch_bounds__(kThreads, (kResident<accumulator_t<T>, D>))
 
 template <class T, int D>
 __global__ void __launch_bounds__(kThreads, (kResident<accumulator_t<T>, D>))
-    planar_gradient_kernel(const T* embeddings, Strides strides, Images images, TileShape shape,
+    narrow_gradient_kernel(const T* embeddings, Strides strides, Images images, TileShape shape,
                            Codes codes, Instances<accumulator_t<T>> instances, Rule rule,
                            const accumulator_t<T>* scales, const accumulator_t<T>* through_means,
                            T* grad, Strides grad_strides, int64_t blocks) {
@@ -222,6 +265,9 @@ __global__ void __launch_bounds__(kThreads, (kResident<accumulator_t<T>, D>))
   const int64_t start = images.start(image), pixels = images.count(image);
   const T* first = embeddings + strides.at(images, image);
   T* target = grad + grad_strides.at(images, image);
+  const bool whole = channels % Pack<T>::kSize == 0;
+  const bool packed = whole && packs(first, strides.channel, strides.pixel);
+  const bool grad_packed = whole && packs(target, grad_strides.channel, grad_strides.pixel);
   const A* means = instances.means + image * instances.capacity * channels;
   const A* common = through_means + image * instances.capacity * channels;
   const A* scale = scales + image * instances.capacity;
@@ -234,13 +280,9 @@ __global__ void __launch_bounds__(kThreads, (kResident<accumulator_t<T>, D>))
     next = p + kThreads < last ? codes[start + p + kThreads] : kIgnored;
     A x[D];
 #pragma unroll
-    for (int d = 0; d < D; ++d) {
-      x[d] = given_up ? static_cast<A>(NAN) : A(0);
-      if (slot >= 0 && d < channels) {
-        x[d] = static_cast<A>(load_once(first + d * strides.channel + p));
-      }
-    }
+    for (int d = 0; d < D; ++d) x[d] = given_up ? static_cast<A>(NAN) : A(0);
     if (slot >= 0) {
+      load_pixel<true>(first + p * strides.pixel, strides.channel, packed, channels, x);
       const int64_t row = int64_t{slot} * channels;
       if (rule.norm == 1) {
         differentiate<1>(x, means + row, delta, scale[slot], common + row, channels);
@@ -248,12 +290,7 @@ __global__ void __launch_bounds__(kThreads, (kResident<accumulator_t<T>, D>))
         differentiate<2>(x, means + row, delta, scale[slot], common + row, channels);
       }
     }
-#pragma unroll
-    for (int d = 0; d < D; ++d) {
-      if (d < channels) {
-        store_once(target + d * grad_strides.channel + p, narrowed<T>(x[d]));
-      }
-    }
+    store_pixel(target + p * grad_strides.pixel, grad_strides.channel, grad_packed, channels, x);
   }
 }
 
