@@ -286,6 +286,16 @@ def test_grouping_sizes(device: str, channels: int, spatial: tuple[int, ...], se
     assert_same_groups(patches(2, *spatial, channels=channels, spread=0.1), device, seeding=seeding)
 
 
+@pytest.mark.parametrize(
+    ("seeding", "dtype", "channels"),
+    [("peel", "float32", 52), ("peel", "float64", 50), ("all", "float32", 198), ("all", "float64", 166)],
+)
+def test_grouping_about_the_usual_shared_memory(device: str, seeding: str, dtype: str, channels: int) -> None:
+    """Arrays of the launch take just under 48 KB of shared memory, and the kernel's own the rest and more."""
+    points = patches(1, 40, channels=channels, spread=0.05).to(getattr(torch, dtype))
+    assert_same_groups(points, device, seeding=seeding)
+
+
 @SEEDINGS
 def test_grouping_of_points_with_offsets(device: str, seeding: str) -> None:
     points = patches(1, 400)[0].T.contiguous()
