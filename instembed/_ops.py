@@ -28,8 +28,13 @@ def cuda(name: str) -> Callable[..., Any]:
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def on_device(*args: Any) -> Any:
+            tensors = [value for value in args if isinstance(value, Tensor)]
+            devices = {tensor.device for tensor in tensors}
+            if len(devices) > 1:
+                found = " and ".join(sorted(map(str, devices)))
+                raise ValueError(f"instembed::{name} takes tensors on one device, got {found}")
             # torch's guard: going back makes no context on a device that has none yet.
-            with torch.cuda.device_of(next(value for value in args if isinstance(value, Tensor))):
+            with torch.cuda.device_of(tensors[0]):
                 return function(*args)
 
         cuda_kernels[name] = function
