@@ -36,7 +36,6 @@ using namespace cuda;
 template <class A>
 constexpr int kTableElements = 8192 / sizeof(A);  // of a block's table in shared memory
 constexpr int64_t kTablesAPart = 256;             // instances for which every block has a table
-constexpr int64_t kBlocksAProcessor = 4;          // as many as run at once
 
 // ---------------------------------------------------------------------------------------------------------
 // Sums over the pixels of each instance. A table's row has a sum a channel, and one more column.
@@ -660,12 +659,25 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // Blocks that share an image: all of a launch run at once, and go over their tiles together. Sets
 // of points may be of any sizes: more blocks, so that a large one does not wait for a few.
-int64_t blocks_an_image(const Images& images, const DeviceInfo& device) {
+template <class A>
+int64_t blocks_an_image(const Images& images, int channels, const DeviceInfo& device) {
+  int64_t blocks = 2;  // a multiprocessor
+  dispatch_channels<A>(channels, [&](auto most) { blocks = kResident<A, decltype(most)::value>; });
   const int64_t count = std::max<int64_t>(images.images, 1);
   const int64_t largest = images.offsets ? images.total : (images.total + count - 1) / count;
   const int64_t tiles = (largest + kThreads - 1) / kThreads;
-  const int64_t blocks = device.processors * kBlocksAProcessor * (images.offsets ? 4 : 1);
-  return std::clamp<int64_t>(blocks / count, 1, std::max<int64_t>(tiles, 1));
+  return std::clamp<int64_t>(device.processors * blocks * (images.offsets ? 4 : 1) / count, 1,
+                             std::max<int64_t>(tiles, 1));
+}
+
+// Whether the kernels of narrow.cuh serve.
+template <class A>
+bool is_narrow(int channels, const DeviceInfo& device) {
+  bool fits = false;
+  dispatch_channels<A>(channels, [&](auto most) {
+    fits = narrow_bytes<A, decltype(most)::value>() <= device.shared;
+  });
+  return fits;
 }
 
 template <class A>
@@ -681,7 +693,7 @@ struct ForwardPlan {
               const DeviceInfo& device) {
     const int64_t count = images.images > 0 ? images.images : 1;
     const int64_t average = (images.total + count - 1) / count;
-    blocks = blocks_an_image(images, device);
+    blocks = blocks_an_image<A>(images, shape.channels, device);
     rows = std::max(capacity, std::min(blocks * kTablesAPart, average / 4));
     Workspace workspace(base);
     slots.take(&workspace, count, capacity);
@@ -708,18 +720,6 @@ struct BackwardPlan {
 
 Strides strides_of(const Array& embeddings) {
   return {embeddings.strides[0], embeddings.strides[1], embeddings.strides[2]};
-}
-
-// Whether the kernels of narrow.cuh serve.
-template <class A>
-bool is_narrow(const Array& embeddings, const DeviceInfo& device) {
-  bool fits = false;
-  if (embeddings.shape[1] <= kMostChannels<A>) {
-    dispatch_channels<A>(static_cast<int>(embeddings.shape[1]), [&](auto most) {
-      fits = narrow_bytes<A, decltype(most)::value>() <= device.shared;
-    });
-  }
-  return fits;
 }
 
 DType accumulation_type(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
@@ -852,7 +852,7 @@ void forward_cuda(const Array& embeddings, const Array& labels, const Array* off
       launch(kernel, name, images.images * reducers, kThreads, 0, queue, plan.partials, plan.rows,
              instances, plan.blocks, reducers, squares, grads);
     };
-    if (is_narrow<A>(embeddings, device)) {
+    if (is_narrow<A>(shape.channels, device)) {
       dispatch_channels<A>(shape.channels, [&](auto most) {
         constexpr int D = decltype(most)::value;
         const TileShape pieces = narrow_shape(shape.channels);
@@ -914,7 +914,7 @@ void backward_cuda(const Array& embeddings, const Array* offsets, const Options&
         checked_shared(padded_bytes<A>(shape.channels * shape.row) * (push ? 2 : 1) +
                            padded_bytes<A>(shape.pixels) + padded_bytes<int32_t>(shape.pixels),
                        device, embeddings.shape[1]);
-    const int64_t blocks = blocks_an_image(images, device);
+    const int64_t blocks = blocks_an_image<A>(images, shape.channels, device);
     const auto tablers = static_cast<int>(
         std::clamp<int64_t>(device.processors * 4 / images.images, 1, (capacity + 7) / 8));
     launch(gradient_tables_kernel<A>, "gradient_tables", images.images * tablers, kThreads, 0,
@@ -927,7 +927,7 @@ void backward_cuda(const Array& embeddings, const Array* offsets, const Options&
              rule, plan.scales, plan.through_means, grad_terms.as<const A>(), grad.as<T>(),
              strides_of(grad), blocks);
     };
-    if (!push && is_narrow<A>(embeddings, device)) {
+    if (!push && is_narrow<A>(shape.channels, device)) {
       dispatch_channels<A>(shape.channels, [&](auto most) {
         launch(narrow_gradient_kernel<T, decltype(most)::value>, "narrow_gradient",
                images.images * blocks, kThreads, 0, queue, embeddings.as<const T>(),

@@ -30,7 +30,8 @@ constexpr int kMostChannels = 128 / sizeof(A);  // that a lane keeps
 template <class A>
 constexpr int kNearElements = 24 * 1024 / sizeof(A);  // of a block's tables in shared memory
 template <class A, int D>
-constexpr int kResident = sizeof(A) == 4 && D <= 16 ? 4 : 2;  // blocks a multiprocessor
+constexpr int kResident =
+    sizeof(A) == 8 || D == 32 ? 2 : (D == 16 ? 4 : 5);  // blocks a multiprocessor
 
 TileShape narrow_shape(int64_t channels) {
   TileShape shape;
@@ -45,12 +46,14 @@ int64_t narrow_bytes() {
   return padded_bytes<A>(kWarps * D * kTurned) + padded_bytes<A>(kNearElements<A>);
 }
 
-// f() with a constant of at least `channels`, of which there are at most kMostChannels<A>.
+// f() with a constant of at least `channels`; not called where there are too many.
 template <class A, class F>
 void dispatch_channels(int channels, F&& f) {
   if (channels <= 8) return f(std::integral_constant<int, 8>());
   if (channels <= 16) return f(std::integral_constant<int, 16>());
-  if constexpr (kMostChannels<A> >= 32) f(std::integral_constant<int, 32>());
+  if constexpr (kMostChannels<A> >= 32) {
+    if (channels <= 32) return f(std::integral_constant<int, 32>());
+  }
 }
 
 // x = the channels of the pixel at `at`. `packed`: they lie side by side, 16 bytes at a time.
@@ -112,13 +115,13 @@ __device__ __forceinline__ A subtract_mean(A (&x)[D], const A* mean, int channel
   return finish_norm<norm>(sum);
 }
 
-// x becomes base + factor * direction(x), base null for 0.
+// x becomes base + factor * direction(x), base null for 0. Where the factor is 0, x is finite.
 template <int norm, class A, int D>
 __device__ __forceinline__ void pull(A (&x)[D], A factor, const A* base, int channels) {
 #pragma unroll
   for (int d = 0; d < D; ++d) {
-    const A start = base && d < channels ? base[d] : A(0);
-    x[d] = factor == 0 ? start : start + factor * direction<norm>(x[d]);
+    const A step = factor * direction<norm>(x[d]);
+    x[d] = base && d < channels ? base[d] + step : step;
   }
 }
 
@@ -167,12 +170,13 @@ __global__ void __launch_bounds__(kThreads, (kResident<accumulator_t<T>, D>))
   const bool given_up = instances.found[image] < 0;
   const A* means = instances.means + image * instances.capacity * channels;
   const auto delta = static_cast<A>(rule.delta_var);
-  const int64_t step = pass == Pass::means ? kThreads : -kThreads;
+  constexpr int step = pass == Pass::means ? kThreads : -kThreads;
   int64_t p = (pass == Pass::means ? share.first : share.last - 1) * kThreads + tid;
-  int32_t next = share.first < share.last && p < pixels ? codes[start + p] : kIgnored;
-  for (int64_t k = share.first; k < share.last; ++k, p += step) {
+  auto left = static_cast<int>(share.last - share.first);
+  int32_t next = left > 0 && p < pixels ? codes[start + p] : kIgnored;
+  for (; left > 0; --left, p += step) {
     int32_t slot = next;
-    next = k + 1 < share.last && p + step < pixels ? codes[start + p + step] : kIgnored;
+    next = left > 1 && p + step < pixels ? codes[start + p + step] : kIgnored;
     bool active = slot >= 0 && count > 0;
     A x[D] = {}, square = 0;
     if (active) load_pixel<false>(first + p * strides.pixel, strides.channel, packed, channels, x);
