@@ -79,40 +79,6 @@ __device__ __forceinline__ void find_heads(SharedPtr<int32_t> slots, const TileS
   }
 }
 
-// Adds the sums of the runs to the table's rows, those of one column and slot by one thread.
-template <class A, class Table>
-__device__ __forceinline__ void add_runs(SharedPtr<A> tile, SharedPtr<int32_t> slots,
-                                         SharedPtr<uint32_t> heads, const TileShape& shape,
-                                         Table table) {
-  const int columns = shape.channels + 1;
-  int groups = 1;  // of threads: each takes the slots of one residue
-  while (2 * groups * columns <= kThreads) groups *= 2;
-  const int group = static_cast<int>(threadIdx.x) / columns;
-  if (group >= groups && columns <= kThreads) return;
-  for (int column = columns <= kThreads ? static_cast<int>(threadIdx.x) % columns
-                                        : static_cast<int>(threadIdx.x);
-       column < columns; column += columns <= kThreads ? columns : kThreads) {
-    const int mine = columns <= kThreads ? group : 0;
-    const SharedPtr<A> row = tile + column * shape.row;
-    int32_t slot = -1;
-    A sum = 0;
-    for (int piece = 0; piece < shape.pixels / kPiece; ++piece) {
-      for (uint32_t bits = heads[piece]; bits; bits &= bits - 1) {
-        const int p = piece * kPiece + __ffs(static_cast<int>(bits)) - 1;
-        const int32_t here = slots[p];
-        if ((here & (groups - 1)) != mine) continue;
-        if (here != slot) {
-          if (slot >= 0) table[slot * columns + column] += sum;
-          slot = here;
-          sum = 0;
-        }
-        sum += row[p];
-      }
-    }
-    if (slot >= 0) table[slot * columns + column] += sum;
-  }
-}
-
 template <class A>
 __device__ __forceinline__ A distance_to(int norm, SharedPtr<A> tile, int row, int p, const A* mean,
                                          int channels) {
@@ -222,9 +188,9 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     __syncthreads();
     if (fits) {
-      add_runs<A>(tile, slots, heads, shape, near_table);
+      add_sums<A>(tile, slots, heads, shape, near_table);
     } else {
-      add_runs<A>(tile, slots, heads, shape, far_table);
+      add_sums<A>(tile, slots, heads, shape, far_table);
     }
   }
   if (!fits) return;

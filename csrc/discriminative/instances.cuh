@@ -59,6 +59,42 @@ __device__ __forceinline__ A direction_by(int norm, A difference) {
   return norm == 1 ? direction<1>(difference) : direction<2>(difference);
 }
 
+// Adds sums over some pixels of one slot to the table's rows, those of one column and slot by one
+// thread. They are at the pixels that have a bit in `heads`, a word for every 32; the last row of
+// the tile is that of the extra column.
+template <class A, class Table>
+__device__ __forceinline__ void add_sums(SharedPtr<A> tile, SharedPtr<int32_t> slots,
+                                         SharedPtr<uint32_t> heads, const TileShape& shape,
+                                         Table table) {
+  const int columns = shape.channels + 1;
+  int groups = 1;  // of threads: each takes the slots of one residue
+  while (2 * groups * columns <= kThreads) groups *= 2;
+  const int group = static_cast<int>(threadIdx.x) / columns;
+  if (group >= groups && columns <= kThreads) return;
+  for (int column = columns <= kThreads ? static_cast<int>(threadIdx.x) % columns
+                                        : static_cast<int>(threadIdx.x);
+       column < columns; column += columns <= kThreads ? columns : kThreads) {
+    const int mine = columns <= kThreads ? group : 0;
+    const SharedPtr<A> row = tile + column * shape.row;
+    int32_t slot = -1;
+    A sum = 0;
+    for (int piece = 0; piece < shape.pixels / kPiece; ++piece) {
+      for (uint32_t bits = heads[piece]; bits; bits &= bits - 1) {
+        const int p = piece * kPiece + __ffs(static_cast<int>(bits)) - 1;
+        const int32_t here = slots[p];
+        if ((here & (groups - 1)) != mine) continue;
+        if (here != slot) {
+          if (slot >= 0) table[slot * columns + column] += sum;
+          slot = here;
+          sum = 0;
+        }
+        sum += row[p];
+      }
+    }
+    if (slot >= 0) table[slot * columns + column] += sum;
+  }
+}
+
 // The gradient where offsets are none: no image is where, and every pixel shows it.
 template <class T>
 __device__ __forceinline__ void fill_with_nan(const Images& images, int channels, T* grad,

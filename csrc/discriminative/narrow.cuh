@@ -8,9 +8,9 @@
 //
 // Sums: the warp turns its 32 pixels round in shared memory, so that a lane has some pixels of one
 // channel, and adds up those of one instance at a time; mostly there is one. The sums go to a table
-// of the warp in shared memory. Where there are too many instances for a table a warp, the warps
-// of a block take turns at one, and where that is too large, at one in global memory. The order of
-// all sums depends on shapes and the numbers of instances alone.
+// of the warp in shared memory. Where there are too many instances for a table a warp, a block has
+// one, in shared memory or else in global: warps leave their sums, and each column and slot has a
+// thread that adds them. The order of all sums depends on shapes and numbers of instances alone.
 #pragma once
 
 #include <cmath>
@@ -23,7 +23,6 @@ namespace {
 using namespace cuda;
 
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kTurned = kWarp + 1;  // elements of a channel: odd, for lanes to hit different banks
 
 template <class A>
 constexpr int kMostChannels = 128 / sizeof(A);  // that a lane keeps
@@ -37,13 +36,15 @@ TileShape narrow_shape(int64_t channels) {
   TileShape shape;
   shape.channels = static_cast<int>(channels);
   shape.pixels = kThreads;
+  shape.row = kThreads + 1;
   return shape;
 }
 
 // Bytes of shared memory of narrow_sums_kernel<T, D>.
 template <class A, int D>
 int64_t narrow_bytes() {
-  return padded_bytes<A>(kWarps * D * kTurned) + padded_bytes<A>(kNearElements<A>);
+  return padded_bytes<A>((D + 1) * (kThreads + 1)) + padded_bytes<int32_t>(kThreads) +
+         padded_bytes<uint32_t>(kWarps) + padded_bytes<A>(kNearElements<A>);
 }
 
 // f() with a constant of at least `channels`; not called where there are too many.
@@ -153,7 +154,10 @@ __global__ void __launch_bounds__(kThreads, (kResident<accumulator_t<T>, D>))
   if (share.part >= share.parts) return;
 
   DynamicShared shared;
-  const auto turned = shared.take<A>(kWarps * D * kTurned) + warp * D * kTurned;
+  constexpr int row = kThreads + 1;
+  const auto tile = shared.take<A>((D + 1) * row);
+  const auto slots = shared.take<int32_t>(kThreads);
+  const auto heads = shared.take<uint32_t>(kWarps);
   const auto near_tables = shared.take<A>(kNearElements<A>);
   const int64_t cells = int64_t{count} * columns;
   const int tables =
@@ -163,6 +167,8 @@ __global__ void __launch_bounds__(kThreads, (kResident<accumulator_t<T>, D>))
   for (int64_t k = tid; k < cells && tables == 0; k += kThreads) far_table[k] = A(0);
   __syncthreads();
 
+  const auto piece = tile + warp * kWarp;
+  const auto own_table = near_tables + (tables == kWarps ? warp * static_cast<int>(cells) : 0);
   const int64_t start = images.start(image), pixels = images.count(image);
   const T* first = embeddings + strides.at(images, image);
   const bool packed =
@@ -197,49 +203,57 @@ __global__ void __launch_bounds__(kThreads, (kResident<accumulator_t<T>, D>))
     if (rest != 0) {
       __syncwarp();  // the pixels before have been read
 #pragma unroll
-      for (int d = 0; d < D; ++d) turned[d * kTurned + lane] = x[d];
+      for (int d = 0; d < D; ++d) tile[d * row + tid] = x[d];
       __syncwarp();
       // Lane d + D g: pixels D g, ..., D g + D - 1 of channel d.
 #pragma unroll
-      for (int j = 0; j < D; ++j) x[j] = turned[lane % D * kTurned + lane / D * D + j];
+      for (int j = 0; j < D; ++j) x[j] = piece[lane % D * row + lane / D * D + j];
     }
-    const auto add_to = [&](auto table) {
-      while (rest != 0) {
-        const int32_t here = __shfl_sync(kAllLanes, slot, __ffs(static_cast<int>(rest)) - 1);
-        const unsigned all = __ballot_sync(kAllLanes, active && slot == here);
-        rest &= ~all;
-        const unsigned mine = all >> (lane / D * D);
-        A sum = 0;
+    unsigned leaders = 0;
+    while (rest != 0) {
+      const int leader = __ffs(static_cast<int>(rest)) - 1;
+      const int32_t here = __shfl_sync(kAllLanes, slot, leader);
+      const unsigned all = __ballot_sync(kAllLanes, active && slot == here);
+      rest &= ~all;
+      leaders |= 1u << leader;
+      const unsigned mine = all >> (lane / D * D);
+      A sum = 0;
 #pragma unroll
-        for (int j = 0; j < D; ++j) {
-          if (mine >> j & 1) sum += x[j];
-        }
-#pragma unroll
-        for (int other = D; other < kWarp; other *= 2) {
-          sum += __shfl_xor_sync(kAllLanes, sum, other);
-        }
-        A extra = static_cast<A>(__popc(all));
-        if constexpr (pass == Pass::spread) {
-          extra = active && slot == here ? square : A(0);
-#pragma unroll
-          for (int other = 1; other < kWarp; other *= 2) {
-            extra += __shfl_xor_sync(kAllLanes, extra, other);
-          }
-        }
-        if (lane < columns) table[here * columns + lane] += lane < channels ? sum : extra;
-        if (D == kWarp && columns > kWarp && lane == 0) table[here * columns + kWarp] += extra;
+      for (int j = 0; j < D; ++j) {
+        if (mine >> j & 1) sum += x[j];
       }
-    };
-    const int turns = tables == kWarps ? 1 : kWarps;
-    for (int turn = 0; turn < turns; ++turn) {
-      if (turns > 1) __syncthreads();
-      if (turns > 1 && turn != warp) continue;
-      if (tables == 0) {
-        add_to(far_table);
+#pragma unroll
+      for (int other = D; other < kWarp; other *= 2) {
+        sum += __shfl_xor_sync(kAllLanes, sum, other);
+      }
+      A extra = static_cast<A>(__popc(all));
+      if constexpr (pass == Pass::spread) {
+        extra = active && slot == here ? square : A(0);
+#pragma unroll
+        for (int other = 1; other < kWarp; other *= 2) {
+          extra += __shfl_xor_sync(kAllLanes, extra, other);
+        }
+      }
+      const A value = lane < channels ? sum : extra;
+      if (tables == kWarps) {
+        if (lane < columns) own_table[here * columns + lane] += value;
+        if (D == kWarp && columns > kWarp && lane == 0) own_table[here * columns + kWarp] += extra;
       } else {
-        add_to(near_tables + (turns > 1 ? 0 : warp * static_cast<int>(cells)));
+        __syncwarp();  // every lane has its pixels
+        if (lane < columns) piece[lane * row + leader] = value;
+        if (D == kWarp && columns > kWarp && lane == 0) piece[kWarp * row + leader] = extra;
       }
     }
+    if (tables == kWarps) continue;
+    slots[tid] = slot;
+    if (lane == 0) heads[warp] = leaders;
+    __syncthreads();
+    if (tables == 1) {
+      add_sums<A>(tile, slots, heads, shape, near_tables);
+    } else {
+      add_sums<A>(tile, slots, heads, shape, far_table);
+    }
+    __syncthreads();
   }
   if (tables == 0) return;
   __syncthreads();

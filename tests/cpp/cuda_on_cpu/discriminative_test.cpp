@@ -130,7 +130,7 @@ void test_discriminative(int schedules) {
       c.pixels = 701;
       c.ids = channels == 31 ? 2 * ids : ids;
       c.run = ids == 3 ? 40 : 2;
-      c.interleaved = channels == 8;
+      c.interleaved = channels == 8 || channels == 31;
       c.norm = channels == 31 ? 1 : 2;
       check(c, schedules);
       c.dtype = DType::bf16;
