@@ -1,15 +1,24 @@
 // The discriminative loss on CUDA.
 //
-// For N pixels of D channels of T bytes, labels of L bytes and slots of S = 2 bytes (4 above 8192
-// instances an image), the bytes that must move are
-//   forward   N (L + S)         labels to slots, once
-//           + N (T D + 2 S)     means; a group of images that fits the L2 is then read from there,
-//           + N (T D + S)       distances to the means, else a second time from DRAM
-//   backward  N (2 T D + S)     the embeddings once, the gradient once
-// At (8, 16, 512, 1024), float32, int64 labels: N T D = 268 MB, so forward 268 + 34 + 8 + 16 + 8 =
-// 334 MB (602 MB where nothing stays in the L2) and backward 545 MB: 0.27 ms for both at 3.3 TB/s.
-// Flops: about 12 a channel and pixel for both, 0.8 GFLOP, 0.02 ms of an H100's 60 TFLOP/s. Memory
-// is the limit.
+// For N pixels of D channels of T bytes, M of them of instances, labels of L bytes and slots of S =
+// 2 bytes (4 above 8192 instances an image), the bytes that must move are
+//   forward   N (L + S)             labels to slots, once
+//           + M T D + 2 N S         means
+//           + M T D + N S           distances to the means
+//   backward  M T D + N T D + N S   the embeddings once, the gradient once
+// At (8, 16, 512, 1024), float32, int64 labels, N T D = 268 MB: with all pixels of instances 604 MB
+// forward and 545 MB backward, 0.35 ms for both at 3.3 TB/s; with half of them 336 and 411 MB, 0.23
+// ms. Each pass goes over the pixels the other way round than the one before, or starts where that
+// one ended, so an L2 of 50 MB saves some 40 MB twice. Groups of images that fit the L2 would save
+// more bytes, but cost four launches each, which take longer on devices that are made for such
+// sizes. Flops: about 12 a channel and pixel for both, 0.8 GFLOP, 0.02 ms of an H100's 60 TFLOP/s.
+// Memory is the limit: what counts is how many loads are under way, 16 KB a multiprocessor at
+// least.
+//
+// Two sets of kernels do the passes. Those of narrow.cuh are for up to 32 channels (16 in float64),
+// of any layout; they have up to 64 KB of loads under way. Those of this file are for more
+// channels, and for the backward pass of background push. There a tile of pixels lies in shared
+// memory.
 //
 // Sums are deterministic without atomics on floats, at three levels of fixed order. A thread sums
 // 32 consecutive pixels of one channel run by run and leaves each run's sum at the run's first
@@ -134,6 +143,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const auto delta = static_cast<A>(rule.delta_var);
 
   for (int64_t k = share.first; k < share.last; ++k) {
+    // What the means pass has read last is likely still in the L2: the spread pass goes back.
     const int64_t t = pass == Pass::means ? k : share.first + share.last - 1 - k;
     const int64_t from = t * shape.pixels;
     const int n = static_cast<int>(pixels - from < shape.pixels ? pixels - from : shape.pixels);

@@ -2,9 +2,9 @@
 // fits into registers.
 //
 // A warp takes 32 consecutive pixels at a time, a pixel a lane, and asks for all their channels at
-// once. So memory is busy as long as enough warps wait for it, and neither tiles nor barriers are
-// needed. Nothing is read of pixels of no instance: the code of the next pixel is asked for before
-// this one's channels are.
+// once: 2 KB where there are 16 of 4 bytes, and a multiprocessor has 16 to 40 warps. So memory is
+// busy without tiles, barriers, or loads ahead of their use. Nothing is read of pixels of no
+// instance: the code of the next pixel is asked for before this one's channels are.
 //
 // Sums: the warp turns its 32 pixels round in shared memory, so that a lane has some pixels of one
 // channel, and adds up those of one instance at a time; mostly there is one. The sums go to a table
