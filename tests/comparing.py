@@ -52,6 +52,8 @@ def there(value: Any, device: str) -> Any:
     if isinstance(value, Tensor):
         if value.device.type != "cpu" or device == "cpu":
             return value
+        if value.layout != torch.strided:
+            return value.to(device)
         whole = value.untyped_storage().nbytes() // value.element_size()
         memory = value.detach().as_strided((whole,), (1,), 0).to(device)
         moved = memory.as_strided(value.shape, value.stride(), value.storage_offset())

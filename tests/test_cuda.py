@@ -515,3 +515,15 @@ def test_graph_capture_and_replay(workload: tuple[Step, list[Tensor]]) -> None:
     graph.replay()
     torch.cuda.synchronize()
     assert_same_step(captured, step())
+
+
+def test_ops_refuse_tensors_on_two_devices(device: str) -> None:
+    if device == "cpu":
+        pytest.skip("needs two devices")
+    embeddings = torch.randn(1, 3, 4, 5, device=device)
+    labels, seeds = (
+        torch.ones(1, 4, 5, dtype=torch.int64),
+        torch.zeros(1, 2, dtype=torch.int64, device=device),
+    )
+    with pytest.raises(ValueError, match="one device, got cpu and cuda:0"):
+        torch.ops.instembed.seed_mask_iou(embeddings, labels, seeds, [0.5], 0, None)
