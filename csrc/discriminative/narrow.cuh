@@ -2,9 +2,9 @@
 // fits into registers.
 //
 // A warp takes 32 consecutive pixels at a time, a pixel a lane, and asks for all their channels at
-// once: 2 KB where there are 16 of 4 bytes, and a multiprocessor has 16 to 40 warps. So memory is
-// busy without tiles, barriers, or loads ahead of their use. Nothing is read of pixels of no
-// instance: the code of the next pixel is asked for before this one's channels are.
+// once: 2 KB where there are 16 of 4 bytes, and a multiprocessor has 32 warps, or 16 of twice the
+// bytes. So memory is busy without tiles, barriers, or loads ahead of their use. Nothing is read of
+// pixels of no instance: the code of the next pixel is asked for before this one's channels are.
 //
 // Sums: the warp turns its 32 pixels round in shared memory, so that a lane has some pixels of one
 // channel, and adds up those of one instance at a time; mostly there is one. The sums go to a table
@@ -29,8 +29,7 @@ constexpr int kMostChannels = 128 / sizeof(A);  // that a lane keeps
 template <class A>
 constexpr int kNearElements = 24 * 1024 / sizeof(A);  // of a block's tables in shared memory
 template <class A, int D>
-constexpr int kResident =
-    sizeof(A) == 8 || D == 32 ? 2 : (D == 16 ? 4 : 5);  // blocks a multiprocessor
+constexpr int kResident = sizeof(A) == 8 || D == 32 ? 2 : 4;  // blocks a multiprocessor
 
 TileShape narrow_shape(int64_t channels) {
   TileShape shape;
@@ -57,6 +56,15 @@ void dispatch_channels(int channels, F&& f) {
   }
 }
 
+// The stride, as something that may change from pixel to pixel: else compilers keep its multiples
+// for all channels over the loop, in registers that there are not.
+__device__ __forceinline__ int64_t unforeseen(int64_t stride) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+l"(stride));
+#endif
+  return stride;
+}
+
 // x = the channels of the pixel at `at`. `packed`: they lie side by side, 16 bytes at a time.
 // `last`: nobody reads them again soon.
 template <bool last, class T, int D, class A>
@@ -73,6 +81,7 @@ __device__ __forceinline__ void load_pixel(const T* at, int64_t stride, bool pac
       }
     }
   } else {
+    stride = unforeseen(stride);
 #pragma unroll
     for (int d = 0; d < D; ++d, at += stride) {
       if (d < channels) x[d] = static_cast<A>(last ? load_once(at) : *at);
@@ -95,6 +104,7 @@ __device__ __forceinline__ void store_pixel(T* at, int64_t stride, bool packed, 
       }
     }
   } else {
+    stride = unforeseen(stride);
 #pragma unroll
     for (int d = 0; d < D; ++d, at += stride) {
       if (d < channels) store_once(at, narrowed<T>(x[d]));
