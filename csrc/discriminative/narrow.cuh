@@ -302,15 +302,20 @@ __global__ void __launch_bounds__(kThreads, (kResident<accumulator_t<T>, D>))
   const auto delta = static_cast<A>(rule.delta_var);
   const int64_t last = share.last * kThreads < pixels ? share.last * kThreads : pixels;
   int64_t p = share.first * kThreads + tid;
-  int32_t next = p < last ? codes[start + p] : kIgnored;
-  for (; p < last; p += kThreads) {
+  auto left = static_cast<int>(last - p);
+  first += p * strides.pixel;
+  target += p * grad_strides.pixel;
+  p += start;
+  int32_t next = left > 0 ? codes[p] : kIgnored;
+  for (; left > 0; left -= kThreads) {
     const int32_t slot = next;
-    next = p + kThreads < last ? codes[start + p + kThreads] : kIgnored;
+    p += kThreads;
+    next = left > kThreads ? codes[p] : kIgnored;
     A x[D];
 #pragma unroll
     for (int d = 0; d < D; ++d) x[d] = given_up ? static_cast<A>(NAN) : A(0);
     if (slot >= 0) {
-      load_pixel<true>(first + p * strides.pixel, strides.channel, packed, channels, x);
+      load_pixel<true>(first, strides.channel, packed, channels, x);
       const int64_t row = int64_t{slot} * channels;
       if (rule.norm == 1) {
         differentiate<1>(x, means + row, delta, scale[slot], common + row, channels);
@@ -318,7 +323,9 @@ __global__ void __launch_bounds__(kThreads, (kResident<accumulator_t<T>, D>))
         differentiate<2>(x, means + row, delta, scale[slot], common + row, channels);
       }
     }
-    store_pixel(target + p * grad_strides.pixel, grad_strides.channel, grad_packed, channels, x);
+    store_pixel(target, grad_strides.channel, grad_packed, channels, x);
+    first += kThreads * strides.pixel;
+    target += kThreads * grad_strides.pixel;
   }
 }
 
