@@ -258,12 +258,14 @@ struct Plan {
   IdPlaces places;
   Limits limits;
   Fields<A> fields;
-  uint8_t* marks = nullptr;
+  Marks marks;
   int64_t* invalid = nullptr;
   int64_t bytes = 0;
 
   Plan(void* base, const Array& points, const Array* offsets, int64_t most, bool gradient)
-      : entries(Images::of(points, offsets, nullptr), points.shape[1], most), slots(entries) {
+      : entries(Images::of(points, offsets, nullptr), points.shape[1], most),
+        slots(entries),
+        marks(slots.images) {
     Workspace workspace(base);
     entries.take(&workspace);
     slots.take(&workspace);
@@ -278,9 +280,9 @@ struct Plan {
     fields.tile_sums = workspace.take<double>(slots.tiles() * slots.channels);
     fields.terms = workspace.take<double>(slots.slots());
     fields.bad = workspace.take<int32_t>(slots.images.images);
-    marks = workspace.take<uint8_t>(slots.images.total);
+    marks.take(&workspace);
     invalid = workspace.take<int64_t>(1);
-    entries.images.invalid = slots.images.invalid = invalid;
+    entries.images.invalid = slots.images.invalid = marks.chunks.images.invalid = invalid;
     bytes = workspace.used();
   }
 

@@ -181,12 +181,14 @@ struct Plan {
   A* points = nullptr;   // packed in either order
   double* tile_sums = nullptr;
   double* sums = nullptr;
-  uint8_t* marks = nullptr;
+  Marks marks;
   int64_t* invalid = nullptr;
   int64_t bytes = 0;
 
   Plan(void* base, const Array& array, const Array* offsets)
-      : entries(Images::of(array, offsets, nullptr), array.shape[1]), slots(entries) {
+      : entries(Images::of(array, offsets, nullptr), array.shape[1]),
+        slots(entries),
+        marks(slots.images) {
     Workspace workspace(base);
     entries.take(&workspace);
     slots.take(&workspace);
@@ -194,9 +196,9 @@ struct Plan {
     points = workspace.take<A>(slots.elements());
     tile_sums = workspace.take<double>(slots.tiles() * slots.channels);
     sums = workspace.take<double>(slots.elements());
-    marks = workspace.take<uint8_t>(slots.images.total);
+    marks.take(&workspace);
     invalid = workspace.take<int64_t>(1);
-    entries.images.invalid = slots.images.invalid = invalid;
+    entries.images.invalid = slots.images.invalid = marks.chunks.images.invalid = invalid;
     bytes = workspace.used();
   }
 
@@ -205,8 +207,8 @@ struct Plan {
     const Images& images = entries.images;
     const int64_t blocks = blocks_of(entries.slots());
     launch(mark_units_kernel<A>, "mark_units", blocks_of(images.total), kThreads, 0, queue, entries,
-           view, mask, marks);
-    launch(collect_kernel, "collect", images.images, kThreads, 0, queue, entries, marks, nullptr);
+           view, mask, marks.values);
+    give_slots(entries, marks, nullptr, queue);
     launch(pack_kernel<A>, "pack", entries.tiles(), kThreads, 0, queue, entries, view, points);
     launch(plant_kernel, "plant", blocks, kThreads, 0, queue, entries, segments.leaders);
     const double slack = 4 * (static_cast<double>(entries.channels) + 8) *

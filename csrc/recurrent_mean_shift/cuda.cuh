@@ -301,12 +301,12 @@ struct Plan {
   Slots slots;
   Fields<A> fields;
   A* sums = nullptr;
-  uint8_t* marks = nullptr;
+  Marks marks;
   int64_t* invalid = nullptr;
   int64_t bytes = 0;
 
   Plan(void* base, const Array& points, const Array* offsets, bool backward)
-      : slots(Images::of(points, offsets, nullptr), points.shape[1]) {
+      : slots(Images::of(points, offsets, nullptr), points.shape[1]), marks(slots.images) {
     Workspace workspace(base);
     slots.take(&workspace);
     fields.points = workspace.take<A>(slots.elements());
@@ -318,9 +318,9 @@ struct Plan {
     } else {
       sums = workspace.take<A>(slots.slots());
     }
-    marks = workspace.take<uint8_t>(slots.images.total);
+    marks.take(&workspace);
     invalid = workspace.take<int64_t>(1);
-    slots.images.invalid = invalid;
+    slots.images.invalid = marks.chunks.images.invalid = invalid;
     bytes = workspace.used();
   }
 
@@ -329,9 +329,8 @@ struct Plan {
     const View<const A> view = View<const A>::of(points);
     check_offsets(slots.images, invalid, queue);
     launch(mark_units_kernel<A>, "mark_units", blocks_of(slots.images.total), kThreads, 0, queue,
-           slots, view, Integers::of(mask), marks);
-    launch(collect_kernel, "collect", slots.images.images, kThreads, 0, queue, slots, marks,
-           nullptr);
+           slots, view, Integers::of(mask), marks.values);
+    give_slots(slots, marks, nullptr, queue);
     launch(pack_kernel<A>, "pack", slots.tiles(), kThreads, 0, queue, slots, view, fields.points);
     launch(halves_kernel<A>, "halves", blocks_of(slots.slots()), kThreads, 0, queue, slots, fields);
   }
@@ -403,7 +402,8 @@ void forward_cuda(const Array& points, const Array* mask, const Array* offsets, 
     A* denominators = state.denominators.as<A>();
     plan.collect(points, mask, queue);
     launch(copy_others_kernel<A>, "copy_others", blocks_of(plan.slots.images.total), kThreads, 0,
-           queue, plan.slots, plan.marks, View<const A>::of(points), target, norms, denominators);
+           queue, plan.slots, plan.marks.values, View<const A>::of(points), target, norms,
+           denominators);
     plan.template sum_pairs<false>(rule, queue);
     launch(shift_kernel<A>, "shift", blocks_of(plan.slots.slots()), kThreads, 0, queue, plan.slots,
            plan.fields, rule.step, plan.sums, target, norms, denominators);
@@ -428,7 +428,7 @@ void backward_cuda(const Array& grad_shifted, const Array& points, const Array& 
                          state.norms.as<const A>(), state.denominators.as<const A>()};
     plan.collect(points, mask, queue);
     launch(copy_others_kernel<A>, "copy_others", blocks_of(plan.slots.images.total), kThreads, 0,
-           queue, plan.slots, plan.marks, given.gradient, target, nullptr, nullptr);
+           queue, plan.slots, plan.marks.values, given.gradient, target, nullptr, nullptr);
     const int64_t blocks = blocks_of(plan.slots.slots());
     launch(weights_kernel<A>, "weights", blocks, kThreads, 0, queue, plan.slots, plan.fields,
            rule.step, given);
