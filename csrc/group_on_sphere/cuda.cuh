@@ -1,10 +1,11 @@
 // Connected components of points on the unit sphere, on CUDA.
 //
 // Points that take part are packed into tiles in the order of their pixels. A block owns a tile and
-// multiplies it with every tile that does not come before; pairs above the threshold are united in
-// a forest (forest.cuh) as they are found, so one launch does it all: no N x N, no rounds, and
-// nobody waits for anybody. Then components are numbered by their first points, and their points
-// put side by side for sums in a fixed order (sphere/segments.cuh).
+// multiplies it with itself and the half of the others that come next, in a circle: each pair of
+// tiles once, and no block has more than one pair more than another. Pairs above the threshold are
+// united in a forest (forest.cuh) as they are found, so one launch does it all: no N x N, no
+// rounds, and nobody waits for anybody. Then components are numbered by their first points, and
+// their points put side by side for sums in a fixed order (sphere/segments.cuh).
 //
 // For N points of D channels, float32:
 //   bytes   N (2 D S + 50), N^2 / 128 (2 D) S of the L2 (S = 4 bytes), labels 8 N
@@ -55,8 +56,8 @@ __device__ __forceinline__ double cosine(const Slots& entries, const A* points, 
   return sum;
 }
 
-// Unites connected points of a tile and those that do not come before. `slack` is what rounding may
-// do to a cosine in A.
+// Unites connected points of a tile, and of it and the tiles that come next. `slack` is what
+// rounding may do to a cosine in A.
 template <class A>
 __global__ void __launch_bounds__(kThreads, 2)
     connect_kernel(Slots entries, const A* points, double threshold, double slack,
@@ -67,8 +68,13 @@ __global__ void __launch_bounds__(kThreads, 2)
   const Forest forest(parents + place.first);
   const auto least = static_cast<A>(threshold - slack), certain = static_cast<A>(threshold + slack);
   const int64_t tile_elements = int64_t{entries.channels} * kTile;
-  const int64_t end = entries.first_tile(place.image) + entries.tiles_taken(place.image);
-  for (int64_t other = place.tile; other < end; ++other) {
+  const int64_t begin = entries.first_tile(place.image), tiles = entries.tiles_taken(place.image);
+  // Itself and (tiles - 1) / 2 more. The one that lies opposite, if tiles are even, is left to the
+  // first of the two.
+  const int64_t own = place.tile - begin, others = (tiles - (2 * own < tiles ? 0 : 1)) / 2;
+  for (int64_t step = 0; step <= others; ++step) {
+    const int64_t next = own + step;
+    const int64_t other = begin + (next < tiles ? next : next - tiles);
     A cosines[kEach][kEach] = {};
     add_dots(points + place.tile * tile_elements, points + other * tile_elements, entries.channels,
              stage, cosines);
@@ -85,7 +91,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       const int bit = __ffs(static_cast<int>(near)) - 1;
       const int64_t r = place.tile * kTile + row_of_thread() + bit / kEach * kSide;
       const int64_t c = other * kTile + column_of_thread() + bit % kEach * kSide;
-      if (c <= r || !place.holds(c)) continue;
+      if ((step == 0 && c <= r) || !place.holds(r) || !place.holds(c)) continue;
       const auto a = static_cast<int32_t>(r - place.first);
       const auto b = static_cast<int32_t>(c - place.first);
       if (forest.parent(a) == forest.parent(b)) continue;
