@@ -14,10 +14,9 @@
 //         + N^2 / 64 (2 D) S    tiles, from the L2 (S = 4 bytes)
 //         + N_all D S           the gradient, which is zero elsewhere
 //   flops   N^2 (4 D + 4), half of it without gradient.
-// At N = 16384, D = 64: 70 GFLOP, 1.2 ms at 60 TFLOP/s, 2 GB of the L2: arithmetic is the limit.
-// Two walks of one block an image over its pixels cost about 1 us each 256 pixels (assumed), 0.1
-// ms. Unlike the CPU kernel this takes no advantage of the hinge's being linear or of the matrix's
-// symmetry. Reasoned, not measured: the kernels have never run on a GPU.
+// At N = 16384, D = 64: 70 GFLOP, 2.1 ms at 33 TFLOP/s (see sphere/products.cuh), 2 GB of the L2:
+// arithmetic is the limit. Unlike the CPU kernel this takes no advantage of the hinge's being
+// linear or of the matrix's symmetry. Reasoned, not measured: the kernels have never run on a GPU.
 #pragma once
 
 #include <cmath>
@@ -135,13 +134,13 @@ __device__ __forceinline__ bool to_hinges(const Fields<A>& fields, const int32_t
   bool any = false;
 #pragma unroll
   for (int k = 0; k < kEach; ++k) {
-    const int32_t own = instances[row + k * kSide];
+    const int32_t own = instances[row + k];
     A sum = 0;
 #pragma unroll
     for (int l = 0; l < kEach; ++l) {
       const A above = dots[k][l] - least;
-      const bool counts = above > 0 && instances[column + l * kSide] != own;
-      const A weight = counts ? fields.weights[column + l * kSide] : A(0);
+      const bool counts = above > 0 && instances[column + l] != own;
+      const A weight = counts ? fields.weights[column + l] : A(0);
       dots[k][l] = squared ? weight * above : weight;
       if (counts) sum += dots[k][l] * above;
       any = any || counts;
@@ -155,8 +154,8 @@ __device__ __forceinline__ bool to_hinges(const Fields<A>& fields, const int32_t
 template <class A, int U, bool squared, bool gradient>
 __global__ void __launch_bounds__(kThreads, 2)
     push_kernel(Slots slots, Segments segments, Fields<A> fields, A least, int groups) {
-  INSTEMBED_SHARED(A, stage, kStage<A>);
-  INSTEMBED_SHARED(A, weights, kTile * kPitch);
+  INSTEMBED_SHARED_VECTORS(A, stage, kStage<A>);
+  INSTEMBED_SHARED_VECTORS(A, weights, kTile * kPitch);
   const Place place(slots, blockIdx.x / groups);
   if (!place.used()) return;
   const int first = static_cast<int>(blockIdx.x % groups) * U * kSide;

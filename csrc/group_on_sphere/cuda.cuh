@@ -9,7 +9,8 @@
 //
 // For N points of D channels, float32:
 //   bytes   N (2 D S + 50), N^2 / 128 (2 D) S of the L2 (S = 4 bytes), labels 8 N
-//   flops   N^2 D, 4.3 GFLOP at N = 16384 and D = 16, 0.07 ms at 60 TFLOP/s;
+//   flops   N^2 D, 4.3 GFLOP at N = 16384 and D = 16, 0.13 ms at 33 TFLOP/s (see
+//           sphere/products.cuh);
 //           two reads of the L2 each connected pair: converged points make many, N^2 / (2 C) in C
 //           instances, 4.5 M at C = 30: likely the limit.
 // Unlike the CPU kernel this skips no tiles and joins none at once. Reasoned, not measured: the
@@ -62,7 +63,7 @@ template <class A>
 __global__ void __launch_bounds__(kThreads, 2)
     connect_kernel(Slots entries, const A* points, double threshold, double slack,
                    int32_t* parents) {
-  INSTEMBED_SHARED(A, stage, kStage<A>);
+  INSTEMBED_SHARED_VECTORS(A, stage, kStage<A>);
   const Place place(entries, blockIdx.x);
   if (!place.used()) return;
   const Forest forest(parents + place.first);
@@ -89,8 +90,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     for (; near; near &= near - 1) {
       const int bit = __ffs(static_cast<int>(near)) - 1;
-      const int64_t r = place.tile * kTile + row_of_thread() + bit / kEach * kSide;
-      const int64_t c = other * kTile + column_of_thread() + bit % kEach * kSide;
+      const int64_t r = place.tile * kTile + row_of_thread() + bit / kEach;
+      const int64_t c = other * kTile + column_of_thread() + bit % kEach;
       if ((step == 0 && c <= r) || !place.holds(r) || !place.holds(c)) continue;
       const auto a = static_cast<int32_t>(r - place.first);
       const auto b = static_cast<int32_t>(c - place.first);

@@ -151,6 +151,7 @@ class SharedPtr {
   static const char name##_key = 0;           \
   const ::instembed::cuda::SharedPtr<T> name( \
       ::instembed::cuda::simulator::shared_array(&name##_key, #name, n, sizeof(T)), 0)
+#define INSTEMBED_SHARED_VECTORS(T, name, n) INSTEMBED_SHARED(T, name, n)
 
 class DynamicShared {
  public:
