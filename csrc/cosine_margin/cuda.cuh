@@ -10,7 +10,7 @@
 //
 // For N pixels that take part, D channels, float32:
 //   bytes   N_all (L + 1) labels of all pixels, once more with keys a digit (6 each)
-//         + N (2 D S + 60)      packed, and what is known of each slot
+//         + N (2 D S + 250)     packed, and what is known of each slot
 //         + N^2 / 64 (2 D) S    tiles, from the L2 (S = 4 bytes)
 //         + N_all D S           the gradient, which is zero elsewhere
 //   flops   N^2 (4 D + 4), half of it without gradient.
@@ -286,26 +286,20 @@ struct Plan {
   }
 
   void find_instances(const Array& labels, Stream queue) const {
-    const int64_t blocks = blocks_of(entries.slots()), images = entries.images.images;
+    const int64_t blocks = blocks_of(entries.slots());
     fill_bytes(places.entries, 0xff, 2 * slots.slots() * 4, queue);
-    fill_bytes(segments.sizes, 0, slots.slots() * 4, queue);
     launch(insert_ids_kernel, "insert_ids", blocks, kThreads, 0, queue, entries,
            Integers::of(&labels), places, segments.leaders);
     launch(find_leaders_kernel, "find_leaders", blocks, kThreads, 0, queue, entries, places,
            segments.leaders);
-    launch(count_members_kernel, "count_members", blocks, kThreads, 0, queue, entries, segments);
-    launch(order_kernel, "order", images, kThreads, 0, queue, entries, slots, segments, 1);
+    order(entries, slots, segments, 1, queue);
   }
 
   void pull(const View<const A>& points, Stream queue) const {
-    constexpr int kParts = 32;
     const double rounding = 64 * std::numeric_limits<A>::epsilon();
     fill_bytes(fields.bad, 0, slots.images.images * 4, queue);
     launch(pack_kernel<A>, "pack", slots.tiles(), kThreads, 0, queue, slots, points, fields.points);
-    launch(sum_tiles_kernel<A>, "sum_tiles", slots.tiles(), kThreads, 0, queue, slots,
-           fields.points, fields.tile_sums);
-    launch(sum_segments_kernel<A>, "sum_segments", slots.images.images * kParts, kThreads, 0, queue,
-           slots, segments, fields.points, fields.tile_sums, fields.pulls, kParts);
+    sum_instances(slots, segments, fields.points, fields.tile_sums, fields.pulls, queue);
     launch(pull_kernel<A>, "pull", blocks_of(slots.slots()), kThreads, 0, queue, slots, segments,
            fields, rounding);
   }

@@ -11,8 +11,9 @@
 //   bytes   N (2 D S + 50), N^2 / 128 (2 D) S of the L2 (S = 4 bytes), labels 8 N
 //   flops   N^2 D, 4.3 GFLOP at N = 16384 and D = 16, 0.13 ms at 33 TFLOP/s (see
 //           sphere/products.cuh);
-//           two reads of the L2 each connected pair: converged points make many, N^2 / (2 C) in C
-//           instances, 4.5 M at C = 30: likely the limit.
+//           eight reads of the L2 each 4 x 4 pairs of which some are connected, and two each
+//           connected pair that has no common parent yet. Converged points make many connected
+//           pairs, N^2 / (2 C) in C instances, 4.5 M at C = 30.
 // Unlike the CPU kernel this skips no tiles and joins none at once. Reasoned, not measured: the
 // kernels have never run on a GPU.
 #pragma once
@@ -86,6 +87,23 @@ __global__ void __launch_bounds__(kThreads, 2)
       for (int l = 0; l < kEach; ++l) {
         near |= (cosines[k][l] >= least ? 1u : 0u) << (k * kEach + l);
         sure |= (cosines[k][l] >= certain ? 1u : 0u) << (k * kEach + l);
+      }
+    }
+    if (near) {  // those with one parent are together already, the most of what has converged
+      const int64_t row = place.tile * kTile + row_of_thread() - place.first;
+      const int64_t column = other * kTile + column_of_thread() - place.first;
+      int32_t above[kEach], above_other[kEach];
+#pragma unroll
+      for (int k = 0; k < kEach; ++k) {
+        above[k] = forest.parent(static_cast<int32_t>(row) + k);
+        above_other[k] = forest.parent(static_cast<int32_t>(column) + k);
+      }
+#pragma unroll
+      for (int k = 0; k < kEach; ++k) {
+#pragma unroll
+        for (int l = 0; l < kEach; ++l) {
+          if (above[k] == above_other[l]) near &= ~(1u << (k * kEach + l));
+        }
       }
     }
     for (; near; near &= near - 1) {
@@ -226,17 +244,9 @@ struct Plan {
   }
 
   void sum(const View<const A>& view, int64_t min_size, Stream queue) const {
-    constexpr int kParts = 32;
-    const int64_t images = slots.images.images;
-    fill_bytes(segments.sizes, 0, slots.slots() * 4, queue);
-    launch(count_members_kernel, "count_members", blocks_of(entries.slots()), kThreads, 0, queue,
-           entries, segments);
-    launch(order_kernel, "order", images, kThreads, 0, queue, entries, slots, segments, min_size);
+    order(entries, slots, segments, min_size, queue);
     launch(pack_kernel<A>, "pack", slots.tiles(), kThreads, 0, queue, slots, view, points);
-    launch(sum_tiles_kernel<A>, "sum_tiles", slots.tiles(), kThreads, 0, queue, slots, points,
-           tile_sums);
-    launch(sum_segments_kernel<A>, "sum_segments", images * kParts, kThreads, 0, queue, slots,
-           segments, points, tile_sums, sums, kParts);
+    sum_instances(slots, segments, points, tile_sums, sums, queue);
   }
 };
 

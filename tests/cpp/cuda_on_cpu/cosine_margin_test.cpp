@@ -175,6 +175,13 @@ void test_cosine_margin(int schedules) {
   large.key_values = 1 << 18;
   large.pixels = 1024 * 257 + 1;
   check(large, 1);
+  Case parts;  // several blocks order an image's points, by more than a block at once
+  parts.channels = 1;
+  parts.pixels = 4800;
+  parts.instances = 2;
+  parts.options.labels = {std::nullopt, std::nullopt};
+  parts.run = 300;
+  check(parts, 1);
   Case c;
   c.images = 3;
   for (const double value : {static_cast<double>(NAN), static_cast<double>(INFINITY), 2e9}) {
