@@ -200,6 +200,7 @@ __global__ void __launch_bounds__(kThreads)
   const int32_t count = slots.counts[image];
   const int64_t first = count > 0 ? slots.first_slot(image) : 0;
   double own = 0, loss = 0;
+#pragma unroll 4
   for (int64_t s = first + threadIdx.x; s < first + count; s += kThreads) {
     own += fields.terms[s] + scale * fields.weights[s] * fields.hinges[s];
   }

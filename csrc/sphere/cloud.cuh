@@ -296,15 +296,26 @@ template <class A>
 __global__ void __launch_bounds__(kThreads) pack_kernel(Slots slots, View<const A> points, A* to) {
   const Place place(slots, blockIdx.x);
   if (!place.used()) return;
-  for (int k = static_cast<int>(threadIdx.x); k < slots.channels * kTile; k += kThreads) {
-    const int d = k / kTile;
-    const int64_t slot = place.tile * kTile + k % kTile;
-    A value = 0;
-    if (place.holds(slot)) {
-      const int64_t pixel = slots.images.start(place.image) + slots.pixels[slot];
-      value = points.at(slots.images, pixel)[d * points.strides.channel];
+  constexpr int kStep = kThreads / kTile, kAhead = 4;  // channels: of two threads, and read at once
+  const int64_t slot = place.tile * kTile + threadIdx.x % kTile;
+  const bool holds = place.holds(slot);
+  const A* from = nullptr;
+  if (holds) {
+    from = points.at(slots.images, slots.images.start(place.image) + slots.pixels[slot]);
+  }
+  for (int first = static_cast<int>(threadIdx.x) / kTile; first < slots.channels;
+       first += kAhead * kStep) {
+    A values[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      const int d = first + k * kStep;
+      values[k] = holds && d < slots.channels ? from[d * points.strides.channel] : A(0);
     }
-    to[slots.at(slot, d)] = value;
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      const int d = first + k * kStep;
+      if (d < slots.channels) to[slots.at(slot, d)] = values[k];
+    }
   }
 }
 
