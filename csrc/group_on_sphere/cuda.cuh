@@ -8,7 +8,7 @@
 // their points put side by side for sums in a fixed order (sphere/segments.cuh).
 //
 // For N points of D channels, float32:
-//   bytes   N (2 D S + 50), N^2 / 128 (2 D) S of the L2 (S = 4 bytes), labels 8 N
+//   bytes   N (2 D S + 240), N^2 / 128 (2 D) S of the L2 (S = 4 bytes), labels 8 N
 //   flops   N^2 D, 4.3 GFLOP at N = 16384 and D = 16, 0.13 ms at 33 TFLOP/s (see
 //           sphere/products.cuh);
 //           eight reads of the L2 each 4 x 4 pairs of which some are connected, and two each

@@ -10,8 +10,8 @@
 
 namespace instembed::sphere::device {
 
-constexpr int kParts =
-    16;  // that an image's entries are cut into: members are counted apart in each
+// That an image's entries are cut into, for as many blocks; members are counted apart in each.
+constexpr int kParts = 16;
 
 struct Segments {                // an element a slot, of its image
   int32_t* leaders = nullptr;    // of each entry
