@@ -14,6 +14,7 @@
 #pragma once
 
 #include "seeds/near.cuh"
+#include "seeds/order.h"
 
 namespace instembed::seeds {
 namespace {
@@ -64,7 +65,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t other = first + lane; other - lane < first + seeds.count; other += kWarp) {
     const bool better =
         other < first + seeds.count && seeds.there(other, input.pixels) &&
-        (seeds.scores[other] > score || (seeds.scores[other] == score && other < k));
+        (is_better(seeds.scores[other], score) ||
+         (other < k && !is_better(score, seeds.scores[other])));  // each has a rank of its own
     rank += __popc(__ballot_sync(kAllLanes, better));
   }
   const int64_t row = first + rank;

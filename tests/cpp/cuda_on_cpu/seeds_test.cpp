@@ -23,6 +23,7 @@ struct Case {
   bool whole_numbers = false;      // distances and objectives meet
   double grain = 0;                // what those are off by, about; then all are equally seedy
   bool rough = false;              // some values are not finite
+  bool unordered = false;          // a third of the scores are NaN
   double foreground = 1;           // of the pixels, by a mask
   std::vector<double> radii{1.94, 1.1, 0.51, 0.2};  // squared
   Growth growth;
@@ -69,7 +70,7 @@ struct Data {
       for (int64_t s = 0; s < c.seeds; ++s) {
         const int64_t k = b * c.seeds + s;
         seeds.as<int64_t>()[k] = draw(1, 4) == 1 || c.pixels == 0 ? -1 : draw(0, c.pixels - 1);
-        scores.as<double>()[k] = draw(0, 8) / 8.0;
+        scores.as<double>()[k] = c.unordered && draw(1, 3) == 1 ? NAN : draw(0, 8) / 8.0;
         radii.as<double>()[k] = c.radii[draw(0, static_cast<int64_t>(c.radii.size()) - 1)];
       }
     }
@@ -274,6 +275,12 @@ void test_seeds(int schedules) {
       c.seeds = 40;
       check(c, schedules, true);
     }
+  }
+  {
+    Case c;
+    c.unordered = true;
+    c.seeds = 40;
+    check(c, schedules);
   }
   {  // one mask over everything; instances that others leave too little of, again and again
     Case c;
