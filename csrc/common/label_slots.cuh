@@ -14,7 +14,7 @@
 
 namespace instembed::cuda {
 
-constexpr int64_t kSegment = 512;  // pixels whose labels one warp looks up
+constexpr int64_t kSegment = 512;  // pixels that one warp walks over
 
 // A slot, or a place, for each pixel: in 16 bits where that is enough.
 struct Codes {
@@ -102,27 +102,61 @@ static __global__ void __launch_bounds__(256)
 }
 
 // The pixels' places to slots, kIgnored in images that are given up; counts (B, capacity), all zero
-// before, become the slots' pixels.
+// before, become the slots' pixels. A warp takes kSegment of them, and adds to a count once a run.
 static __global__ void __launch_bounds__(256)
     number_pixels_kernel(Images images, IdTables tables, const int32_t* slots, const int64_t* found,
                          Codes codes, int64_t* counts) {
+  constexpr int kAhead = 4;  // pixels of a lane that are on their way at once
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
-  int64_t row = -1;
-  if (i < images.total && !(images.offsets && *images.invalid)) {
-    const int64_t image = images.image_of(i);
-    int32_t code = codes[i];
-    if (code >= 0) code = found[image] < 0 ? kIgnored : slots[image * tables.places() + code];
-    codes.set(i, code);
-    if (code >= 0) row = image * tables.capacity + code;
-  }
-  const int64_t before = __shfl_up_sync(kAllLanes, row, 1);
-  const bool head = lane == 0 || row != before;
-  const unsigned later = __ballot_sync(kAllLanes, head) >> lane >> 1;  // heads of the lanes after
-  if (head && row >= 0) {
-    const int length = later ? __ffs(static_cast<int>(later)) : kWarp - lane;
-    atomicAdd(reinterpret_cast<unsigned long long*>(counts + row),
-              static_cast<unsigned long long>(length));
+  const int64_t warp = static_cast<int64_t>(blockIdx.x) * (256 / kWarp) + threadIdx.x / kWarp;
+  int64_t from = warp * kSegment;
+  const int64_t end = from + kSegment < images.total ? from + kSegment : images.total;
+  if (images.offsets && *images.invalid) return;
+  while (from < end) {
+    const int64_t image = images.image_of(from);
+    const int64_t image_end = images.start(image) + images.count(image);
+    const int64_t to = image_end < end ? image_end : end;
+    const bool given_up = found[image] < 0;
+    const int32_t* of_place = slots + image * tables.places();
+    const auto add = [&](int32_t slot, int length) {
+      if (slot < 0) return;
+      atomicAdd(reinterpret_cast<unsigned long long*>(counts + image * tables.capacity + slot),
+                static_cast<unsigned long long>(length));
+    };
+    int32_t last = kIgnored;  // the slot of the pixel before, and the run that ends there
+    int run = 0;
+    for (; from < to; from += kAhead * kWarp) {
+      int32_t own[kAhead];
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        const int64_t i = from + k * kWarp + lane;
+        own[k] = i < to ? codes[i] : kIgnored;
+      }
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        if (own[k] >= 0) own[k] = given_up ? kIgnored : of_place[own[k]];
+      }
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        const int64_t i = from + k * kWarp + lane;
+        if (i < to) codes.set(i, own[k]);
+        int32_t before = __shfl_up_sync(kAllLanes, own[k], 1);
+        if (lane == 0) before = last;
+        const unsigned heads = __ballot_sync(kAllLanes, own[k] != before);
+        if (heads == 0) {
+          run += kWarp;
+          continue;
+        }
+        const int first = __ffs(static_cast<int>(heads)) - 1;
+        if (lane == first) add(before, run + first);
+        const unsigned later = heads >> lane >> 1;  // of the lanes after
+        if ((heads >> lane & 1) && later) add(own[k], __ffs(static_cast<int>(later)));
+        last = __shfl_sync(kAllLanes, own[k], kWarp - 1);
+        run = 1 + __clz(static_cast<int>(heads));
+      }
+    }
+    if (lane == 0) add(last, run);
+    from = to;
   }
 }
 
@@ -167,7 +201,8 @@ static inline void number_pixels(const LabelSlots& slots, const Images& images,
                                  const int64_t* found, const Codes& codes, int64_t* counts,
                                  Stream stream) {
   fill_bytes(counts, 0, images.images * slots.tables.capacity * 8, stream);
-  launch(number_pixels_kernel, "number_pixels", (images.total + 255) / 256, 256, 0, stream, images,
+  const int64_t warps = (images.total + kSegment - 1) / kSegment;
+  launch(number_pixels_kernel, "number_pixels", (warps * kWarp + 255) / 256, 256, 0, stream, images,
          slots.tables, slots.of_place, found, codes, counts);
 }
 
