@@ -1,9 +1,11 @@
 // Grouping of keypoints on CUDA: candidates, and the joints that people miss.
 //
 // Bytes, for maps of N pixels of T bytes and L dimensions of a tag: N T a joint for the candidates,
-// N T (1 + L) for the missing joints of up to 32 people. 8 images of 17 joints of 128 x 128,
-// float32 and L = 1: 9 MB and 18 MB, 8 us at 3.3 TB/s. Flops: 6 L in double a pixel and missing
-// joint, at most 0.4 GFLOP there, 13 us.
+// N T (1 + L) for the missing joints of every 4 people, from the L2 but for the first. 8 images of
+// 17 joints of 128 x 128, float32 and L = 1: 9 MB and 18 MB, 8 us at 3.3 TB/s. Flops: 6 L in double
+// a pixel and missing joint, at most 0.4 GFLOP there, 13 us. What the loads take that wait for each
+// other is more: 64 steps of a block's threads there, a microsecond each (assumed), for all blocks
+// that the device holds at once; 17 joints of 8 images are 136 blocks for every 4 people.
 //
 // Peaks go to a list in any order, from which the best are taken one after the other: score, then
 // pixel, decide, and no two are equal in both. So nothing depends on the order of the list.
@@ -22,8 +24,7 @@ using namespace cuda;
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kEach = 4;  // people that a warp looks for at a time
-constexpr int kPeople = kEach * kWarps;
+constexpr int kEach = 4;  // people that a block looks for at a time
 
 struct DeviceMaps {  // (B, C, H, W)
   const void* data;
@@ -131,20 +132,25 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-// Whether each of a warp's people, from `first` on, misses joint k.
+// For some people who miss a joint, the pixel, the first of equals, with the largest `heatmap -
+// round(|tag - person's tag|)`, of those that a thread looks at.
 struct Search {
   bool missing[kEach];
   double best[kEach];
   int64_t pixel[kEach];
+
+  __device__ __forceinline__ void meet(int j, double rate, int64_t at) {
+    if (!comes_first(rate, at, best[j], pixel[j])) return;
+    best[j] = rate;
+    pixel[j] = at;
+  }
 };
 
-// The pixel, the first of equals, with the largest `heatmap - round(|tag - person's tag|)`.
 __device__ __forceinline__ void search(const DeviceMaps& heat, const DeviceMaps& tags, int64_t b,
                                        int64_t k, const double* tags_of_people, int64_t stride,
                                        Search* search) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t size = heat.height * heat.width, dims = tags.channels / heat.channels;
-  for (int64_t pixel = lane; pixel < size; pixel += kWarp) {
+  for (int64_t pixel = threadIdx.x; pixel < size; pixel += kThreads) {
     const double v = heat.at(b, k, pixel);
     double squares[kEach] = {};
     bool finite = is_finite(v);
@@ -163,22 +169,14 @@ __device__ __forceinline__ void search(const DeviceMaps& heat, const DeviceMaps&
     for (int j = 0; j < kEach; ++j) {
       if (!search->missing[j]) continue;
       const double distance = dims == 1 ? squares[j] : sqrt(squares[j]);
-      const double rate = v - rounded(distance > kFar ? kFar : distance);
-      if (comes_first(rate, pixel, search->best[j], search->pixel[j])) {
-        search->best[j] = rate;
-        search->pixel[j] = pixel;
-      }
+      search->meet(j, v - rounded(distance > kFar ? kFar : distance), pixel);
     }
   }
 #pragma unroll
   for (int j = 0; j < kEach; ++j) {
     for (int other = kWarp / 2; other > 0; other /= 2) {
       const double rate = __shfl_xor_sync(kAllLanes, search->best[j], other);
-      const int64_t pixel = __shfl_xor_sync(kAllLanes, search->pixel[j], other);
-      if (comes_first(rate, pixel, search->best[j], search->pixel[j])) {
-        search->best[j] = rate;
-        search->pixel[j] = pixel;
-      }
+      search->meet(j, rate, __shfl_xor_sync(kAllLanes, search->pixel[j], other));
     }
   }
 }
@@ -189,47 +187,64 @@ struct Joints {  // (B, P, K) each, but for the two coordinates
   uint8_t* visibility;
 };
 
-// A block takes a joint of some people of an image, a warp kEach of them.
+// A block takes a joint of kEach people of an image, a thread a part of the pixels, and then one of
+// the people.
 template <class A>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, 3)
     finish_kernel(DeviceMaps heat, DeviceMaps tags, const int64_t* pixels, const double* people,
                   const int64_t* num_people, int64_t max_people, bool refine, bool adjust,
                   Joints<A> joints) {
-  const int64_t groups = (max_people + kPeople - 1) / kPeople;
+  INSTEMBED_SHARED(double, best, kEach* kWarps);
+  INSTEMBED_SHARED(int64_t, places, kEach* kWarps);
+  const int tid = static_cast<int>(threadIdx.x);
+  const int64_t groups = (max_people + kEach - 1) / kEach;
   const int64_t map = blockIdx.x / groups, b = map / heat.channels, k = map % heat.channels;
-  const int64_t first =
-      blockIdx.x % groups * kPeople + static_cast<int64_t>(threadIdx.x) / kWarp * kEach;
-  const int64_t stride = 1 + tags.channels / heat.channels, count = num_people[b];
+  const int64_t first = blockIdx.x % groups * kEach, count = num_people[b];
+  const int64_t stride = 1 + tags.channels / heat.channels;
+  const auto pixel_of = [&](int j) -> int64_t {  // of a person's joint, or -1
+    const int64_t row = b * max_people + first + j;
+    return first + j < count ? pixels[row * heat.channels + k] : -1;
+  };
   Search found{};
-  bool any = false;
+  bool any = false;  // the same for the whole block
 #pragma unroll
   for (int j = 0; j < kEach; ++j) {
-    const int64_t row = b * max_people + first + j;
-    found.pixel[j] = first + j < count ? pixels[row * heat.channels + k] : -1;
-    found.missing[j] = refine && first + j < count && found.pixel[j] < 0;
+    found.pixel[j] = -1;
+    found.missing[j] = refine && first + j < count && pixel_of(j) < 0;
     any = any || found.missing[j];
   }
-  bool refined[kEach];
-#pragma unroll
-  for (int j = 0; j < kEach; ++j) refined[j] = found.missing[j];
   if (any) {
     search(heat, tags, b, k, people + (b * max_people + first) * stride + 1, stride, &found);
-  }
-  const auto at = [&](int64_t pixel) { return heat.at(b, k, pixel); };
 #pragma unroll
-  for (int j = 0; j < kEach; ++j) {
-    const int lane = static_cast<int>(threadIdx.x) % kWarp;
-    if (lane != 0 || first + j >= max_people) continue;
-    const int64_t row = (b * max_people + first + j) * heat.channels + k, pixel = found.pixel[j];
-    const double score = pixel < 0 ? 0 : at(pixel);
-    const bool there = pixel >= 0 && (!refined[j] || score > 0);
-    Point point{0, 0};
-    if (there) point = place(at, pixel, heat.height, heat.width, adjust);
-    joints.keypoints[2 * row] = static_cast<A>(point.x);
-    joints.keypoints[2 * row + 1] = static_cast<A>(point.y);
-    joints.scores[row] = static_cast<A>(there ? score : 0);
-    joints.visibility[row] = there ? (refined[j] ? 1 : 2) : 0;
+    for (int j = 0; j < kEach; ++j) {
+      if (tid % kWarp != 0) continue;
+      best[j * kWarps + tid / kWarp] = found.best[j];
+      places[j * kWarps + tid / kWarp] = found.pixel[j];
+    }
+    __syncthreads();
   }
+  if (tid >= kEach || first + tid >= max_people) return;
+  int64_t pixel = pixel_of(tid);
+  const bool refined = refine && first + tid < count && pixel < 0;
+  double rate = 0;
+  for (int warp = 0; refined && warp < kWarps; ++warp) {
+    const double other = best[tid * kWarps + warp];
+    const int64_t at = places[tid * kWarps + warp];
+    if (comes_first(other, at, rate, pixel)) {
+      rate = other;
+      pixel = at;
+    }
+  }
+  const auto at = [&](int64_t i) { return heat.at(b, k, i); };
+  const int64_t row = (b * max_people + first + tid) * heat.channels + k;
+  const double score = pixel < 0 ? 0 : at(pixel);
+  const bool there = pixel >= 0 && (!refined || score > 0);
+  Point point{0, 0};
+  if (there) point = place(at, pixel, heat.height, heat.width, adjust);
+  joints.keypoints[2 * row] = static_cast<A>(point.x);
+  joints.keypoints[2 * row + 1] = static_cast<A>(point.y);
+  joints.scores[row] = static_cast<A>(there ? score : 0);
+  joints.visibility[row] = there ? (refined ? 1 : 2) : 0;
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -299,7 +314,7 @@ void finish_cuda(const Array& heatmaps, const Array& tags, const Options& option
   expect_contiguous(keypoint_scores, type, places * joints, "keypoint_scores");
   expect_contiguous(visibility, DType::u8, places * joints, "visibility");
   const DeviceGuard guard(heatmaps.device_id);
-  const int64_t groups = (options.max_people + kPeople - 1) / kPeople;
+  const int64_t groups = (options.max_people + kEach - 1) / kEach;
   const auto finish = [&](auto number) {
     using A = decltype(number);
     launch(finish_kernel<A>, "finish_people", images * joints * groups, kThreads, 0,
