@@ -153,8 +153,8 @@ template <class T, class A>
 __global__ void __launch_bounds__(kThreads)
     select_kernel(Input<T> input, Seediness seediness, SelectWork work, Chosen chosen,
                   Selection rule, int blocks) {
-  INSTEMBED_SHARED(double, values, kWarps);
-  INSTEMBED_SHARED(int64_t, pixels, kWarps);
+  INSTEMBED_SHARED(double, values, kWarps + 1);  // of each warp, and the best of all blocks
+  INSTEMBED_SHARED(int64_t, pixels, kWarps + 1);
   DynamicShared shared;
   const auto seed = shared.take<A>(input.channels);
   const int tid = static_cast<int>(threadIdx.x), lane = lane_of_thread(), warp = warp_of_thread();
@@ -178,12 +178,20 @@ __global__ void __launch_bounds__(kThreads)
       work.found[place + block] = best.pixel;
     }
     barrier.wait(work.arrived + group, blocks);
-    Best all;
-    for (int b = lane; b < blocks; b += kWarp) {
-      all.meet({work.values[place + b], work.found[place + b]});
-    }
     phase ^= 1;
-    return best_of_warp(all);
+    if (warp == 0) {
+      Best all;
+      for (int b = lane; b < blocks; b += kWarp) {
+        all.meet({work.values[place + b], work.found[place + b]});
+      }
+      all = best_of_warp(all);
+      if (lane == 0) {
+        values[kWarps] = all.value;
+        pixels[kWarps] = all.pixel;
+      }
+    }
+    __syncthreads();
+    return Best{values[kWarps], pixels[kWarps]};
   };
 
   for (int64_t image = group; image < input.images; image += groups) {
