@@ -138,20 +138,34 @@ __device__ __forceinline__ bool is_nan(const Points<A>& points, int64_t image, d
   return (flags & kWrong) != 0 || ((flags & kInfinite) != 0 && weights > 0);
 }
 
-// tile[channel * stride + point] for some channels of the points from `first` on, 0 where no pixel
-// is.
-template <class A>
-__device__ __forceinline__ void load_points(const A* values, const A* shares, int channels,
-                                            int32_t first, int count, int32_t end, int from,
-                                            int some, SharedPtr<A> tile, int stride) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  for (int p = static_cast<int>(threadIdx.x) / kWarp; p < count; p += kBlockWarps) {
-    if (lane >= some) continue;
-    const bool there = first + p < end && shares[first + p] != 0;
-    tile[lane * stride + p] =
-        there ? values[static_cast<int64_t>(first + p) * channels + from + lane] : A(0);
+// A channel of a warp's points of a tile, those from `first` on, on its way from global memory to
+// tile[channel * stride + point]; 0 where no pixel is. All loads come before the first store, which
+// would wait for them.
+template <class A, int count>
+struct Load {
+  A values[count / kBlockWarps];
+
+  __device__ __forceinline__ Load(const A* from, const A* shares, int64_t step, int32_t first,
+                                  int32_t end) {
+    const int32_t warp = static_cast<int32_t>(threadIdx.x) / kWarp;
+    A weights[count / kBlockWarps];
+#pragma unroll
+    for (int q = 0; q < count / kBlockWarps; ++q) {
+      const int32_t p = first + warp + q * kBlockWarps;
+      weights[q] = p < end ? shares[p] : A(0);
+      values[q] = p < end ? from[p * step] : A(0);
+    }
+#pragma unroll
+    for (int q = 0; q < count / kBlockWarps; ++q) {
+      if (weights[q] == 0) values[q] = 0;  // where nothing was written
+    }
   }
-}
+  __device__ __forceinline__ void store(SharedPtr<A> row) const {
+    const int warp = static_cast<int>(threadIdx.x) / kWarp;
+#pragma unroll
+    for (int q = 0; q < count / kBlockWarps; ++q) row[warp + q * kBlockWarps] = values[q];
+  }
+};
 
 template <class A>
 __global__ void __launch_bounds__(kThreads, 2)
@@ -172,9 +186,12 @@ __global__ void __launch_bounds__(kThreads, 2)
   const auto samples = static_cast<int32_t>(shape.samples);
   const auto load = [&](int32_t column, int from) {
     const int some = channels - from < kChannels ? channels - from : kChannels;
+    const int own = lane < some ? lane : 0;
+    const Load<A, kRows> left(values + from + own, shares, channels, first, end);
+    const Load<A, kColumns> right(values + from + own, shares, channels, column, end);
     __syncthreads();  // what was there has been read
-    load_points<A>(values, shares, channels, first, kRows, end, from, some, rows, kRow);
-    load_points<A>(values, shares, channels, column, kColumns, end, from, some, columns, kColumn);
+    if (lane < some) left.store(rows + lane * kRow);
+    if (lane < some) right.store(columns + lane * kColumn);
     __syncthreads();
     return some;
   };
