@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     for (int p = tid; p - lane < n; p += kThreads) {
       const int32_t slot = p < n ? codes[start + from + p] : kIgnored;
       const int32_t before = __shfl_up_sync(kAllLanes, slot, 1);
-      const unsigned heads = __ballot_sync(kAllLanes, slot != before || p == n) >> lane >> 1;
+      const unsigned heads = __ballot_sync(kAllLanes, slot != before) >> lane >> 1;
       if (p >= n) continue;
       slots[p] = slot;
       ends[p] = heads ? p + __ffs(static_cast<int>(heads)) : p - lane + kWarp;

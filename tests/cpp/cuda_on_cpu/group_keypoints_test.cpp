@@ -118,6 +118,14 @@ void test_group_keypoints(int schedules) {
     c.joints = 1;
     check(c, schedules);
   }
+  for (const int64_t dims : {1, 2}) {  // several pixels a thread, of all warps
+    Case c;
+    c.height = 19;
+    c.width = 41;
+    c.dims = dims;
+    c.options.max_people = 40;
+    check(c, schedules);
+  }
   Case nothing;
   nothing.options.peak_threshold = 5;
   check(nothing, schedules);
