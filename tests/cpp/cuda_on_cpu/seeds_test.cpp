@@ -276,6 +276,16 @@ void test_seeds(int schedules) {
       check(c, schedules, true);
     }
   }
+  {  // several groups of pixels a warp, all of one instance
+    Case c;
+    c.images = 9;
+    c.pixels = 900;
+    c.clusters = 2;
+    c.run = 300;
+    c.spread = 0.1;
+    c.seeds = 5;
+    check_grow(c, Data(c), schedules);
+  }
   {
     Case c;
     c.unordered = true;
