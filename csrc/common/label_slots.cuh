@@ -15,6 +15,7 @@
 namespace instembed::cuda {
 
 constexpr int64_t kSegment = 512;  // pixels that one warp walks over
+constexpr int kAhead = 4;          // of them, for each lane, are on their way at once
 
 // A slot, or a place, for each pixel: in 16 bits where that is enough.
 struct Codes {
@@ -33,7 +34,33 @@ struct Codes {
   }
 };
 
-static __global__ void __launch_bounds__(256)
+// ids[k] = element at + k * step, for k * kWarp < left, and 0: all loads are on their way at once.
+static __device__ __forceinline__ void load_ids(const void* labels, DType type, int64_t at,
+                                                int64_t step, int64_t left,
+                                                int64_t (&ids)[kAhead]) {
+  const auto load = [&](const auto* data) {
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) ids[k] = k * kWarp < left ? data[at + k * step] : 0;
+  };
+  switch (type) {
+    case DType::i8:
+      return load(static_cast<const int8_t*>(labels));
+    case DType::i16:
+      return load(static_cast<const int16_t*>(labels));
+    case DType::i32:
+      return load(static_cast<const int32_t*>(labels));
+    case DType::u8:
+      return load(static_cast<const uint8_t*>(labels));
+    case DType::u16:
+      return load(static_cast<const uint16_t*>(labels));
+    case DType::u32:
+      return load(static_cast<const uint32_t*>(labels));
+    default:
+      return load(static_cast<const int64_t*>(labels));
+  }
+}
+
+static __global__ void __launch_bounds__(256, 4)
     insert_labels_kernel(const void* labels, DType type, Strides strides, Images images,
                          DeviceRules rules, IdTables tables, Codes codes, int64_t* background) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -50,33 +77,38 @@ static __global__ void __launch_bounds__(256)
     int64_t last_id = 0;  // of the pixel before, and its code
     int last_code = 0;
     int64_t behind = 0;
-    for (int64_t i = from + lane; i - lane < to; i += kWarp) {
-      const bool inside = i < to;
-      int64_t id = 0;
-      if (inside) id = load_id(labels, type, base + (i - start) * strides.pixel);
-      int64_t previous = __shfl_up_sync(kAllLanes, id, 1);
-      if (lane == 0) previous = last_id;
-      const bool head = inside && (i == from || id != previous);
-      const unsigned heads = __ballot_sync(kAllLanes, head);
-      int code = last_code;
-      if (head) {
-        if (rules.is_ignored(id)) {
-          code = kIgnored;
-        } else if (rules.is_background(id)) {
-          code = kBackground;
-        } else {
-          const int32_t place = insert(tables, image, id);
-          code = place < 0 ? kIgnored : place;  // a full table: the image is given up
+    for (int64_t first = from; first < to; first += kAhead * kWarp) {
+      int64_t ids[kAhead];
+      load_ids(labels, type, base + (first + lane - start) * strides.pixel, kWarp * strides.pixel,
+               to - first - lane, ids);
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        const int64_t i = first + k * kWarp + lane, id = ids[k];
+        const bool inside = i < to;
+        int64_t previous = __shfl_up_sync(kAllLanes, id, 1);
+        if (lane == 0) previous = last_id;
+        const bool head = inside && (i == from || id != previous);
+        const unsigned heads = __ballot_sync(kAllLanes, head);
+        int code = last_code;
+        if (head) {
+          if (rules.is_ignored(id)) {
+            code = kIgnored;
+          } else if (rules.is_background(id)) {
+            code = kBackground;
+          } else {
+            const int32_t place = insert(tables, image, id);
+            code = place < 0 ? kIgnored : place;  // a full table: the image is given up
+          }
         }
+        const unsigned before = heads & (0xffffffffu >> (kWarp - 1 - lane));
+        const int source = before ? kWarp - 1 - __clz(static_cast<int>(before)) : lane;
+        code = __shfl_sync(kAllLanes, code, source);
+        if (inside) codes.set(i, code);
+        const unsigned outside = __ballot_sync(kAllLanes, inside && code == kBackground);
+        behind += __popc(outside);
+        last_id = __shfl_sync(kAllLanes, id, kWarp - 1);
+        last_code = __shfl_sync(kAllLanes, code, kWarp - 1);
       }
-      const unsigned before = heads & (0xffffffffu >> (kWarp - 1 - lane));
-      const int source = before ? kWarp - 1 - __clz(static_cast<int>(before)) : lane;
-      code = __shfl_sync(kAllLanes, code, source);
-      if (inside) codes.set(i, code);
-      const unsigned outside = __ballot_sync(kAllLanes, inside && code == kBackground);
-      behind += __popc(outside);
-      last_id = __shfl_sync(kAllLanes, id, kWarp - 1);
-      last_code = __shfl_sync(kAllLanes, code, kWarp - 1);
     }
     if (lane == 0 && behind > 0 && background) {
       atomicAdd(reinterpret_cast<unsigned long long*>(background + image),
@@ -106,7 +138,6 @@ static __global__ void __launch_bounds__(256)
 static __global__ void __launch_bounds__(256)
     number_pixels_kernel(Images images, IdTables tables, const int32_t* slots, const int64_t* found,
                          Codes codes, int64_t* counts) {
-  constexpr int kAhead = 4;  // pixels of a lane that are on their way at once
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * (256 / kWarp) + threadIdx.x / kWarp;
   int64_t from = warp * kSegment;

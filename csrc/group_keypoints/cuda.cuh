@@ -190,7 +190,9 @@ __device__ __forceinline__ void search(const DeviceMaps& heat, const DeviceMaps&
     }
   }
 #pragma unroll
-  for (int j = 0; j < kEach; ++j) best[j].meet_warp();
+  for (int j = 0; j < kEach; ++j) {
+    if (missing[j]) best[j].meet_warp();
+  }
 }
 
 template <class A>
@@ -228,7 +230,9 @@ __global__ void __launch_bounds__(kThreads, 3)
     Best best[kEach];
     search(heat, tags, b, k, people + (b * max_people + first) * stride + 1, stride, missing, best);
 #pragma unroll
-    for (int j = 0; j < kEach; ++j) found.write(j * kWarps + tid / kWarp, best[j]);
+    for (int j = 0; j < kEach; ++j) {
+      if (missing[j]) found.write(j * kWarps + tid / kWarp, best[j]);
+    }
     __syncthreads();
   }
   if (tid >= kEach || first + tid >= max_people) return;
