@@ -32,6 +32,7 @@ using namespace cuda;
 constexpr int kThreads = 256;
 constexpr int kRows = 32, kColumns = 64;  // points of a tile
 constexpr int kChannels = 32;             // in shared memory at a time
+constexpr int kAtOnce = 4;                // pixels of an instance whose loads do not wait
 // Odd, so that neither points nor channels of a tile lie in one bank.
 constexpr int kRow = kRows + 1, kColumn = kColumns + 1;
 constexpr int kSide = 16;                                 // threads along either side of a tile
@@ -84,21 +85,34 @@ __global__ void __launch_bounds__(kThreads)
     wrong = wrong || pixel < -1 || pixel >= pixels;
   }
   const T* source = embeddings + image * strides.image;
-  for (int64_t slot = first; slot < first + shape.samples && count > 0; ++slot) {
-    const int64_t pixel = indices[slot];
-    if (lane == 0) points.shares[slot] = pixel < 0 ? A(0) : A(1) / static_cast<A>(count);
+  const int64_t end = count > 0 ? first + shape.samples : first;
+  const auto limit = static_cast<A>(kLargest);
+  for (int64_t from = first; from < end; from += kAtOnce) {
+    int64_t chosen[kAtOnce];
+#pragma unroll
+    for (int q = 0; q < kAtOnce; ++q) chosen[q] = from + q < end ? indices[from + q] : -1;
+#pragma unroll
+    for (int q = 0; q < kAtOnce; ++q) {
+      if (lane != q || from + q >= end) continue;
+      points.shares[from + q] = chosen[q] < 0 ? A(0) : A(1) / static_cast<A>(count);
+    }
     for (int d = lane; d < shape.channels; d += kWarp) {
-      A x = 0;
-      if (pixel >= 0 && pixel < pixels) {
-        x = static_cast<A>(source[pixel * strides.pixel + d * strides.channel]);
-        if (!(x - x == 0)) {
-          infinite = true;
-          x = 0;
-        }
-        const auto limit = static_cast<A>(kLargest);
-        x = x < -limit ? -limit : (x > limit ? limit : x);
+      A x[kAtOnce];
+#pragma unroll
+      for (int q = 0; q < kAtOnce; ++q) {
+        const int64_t pixel = chosen[q];
+        const bool there = pixel >= 0 && pixel < pixels;
+        x[q] = there ? static_cast<A>(source[pixel * strides.pixel + d * strides.channel]) : A(0);
       }
-      points.values[slot * shape.channels + d] = x;
+#pragma unroll
+      for (int q = 0; q < kAtOnce; ++q) {
+        if (!(x[q] - x[q] == 0)) {
+          infinite = true;
+          x[q] = 0;
+        }
+        x[q] = x[q] < -limit ? -limit : (x[q] > limit ? limit : x[q]);
+        if (from + q < end) points.values[(from + q) * shape.channels + d] = x[q];
+      }
     }
   }
   infinite = __any_sync(kAllLanes, infinite);
