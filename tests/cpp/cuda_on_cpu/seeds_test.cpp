@@ -209,6 +209,26 @@ void check_wrong_seeds(int schedules) {
   });
 }
 
+// Seeds without a score come last, in their order.
+void check_unordered(int schedules) {
+  Case c;
+  c.images = 1;
+  c.seeds = 4;
+  c.growth.overlap = 1;
+  Data data(c);
+  for (int64_t k = 0; k < c.seeds; ++k) {
+    data.seeds.as<int64_t>()[k] = 30 * k;
+    data.scores.as<double>()[k] = k < 2 ? NAN : static_cast<double>(k);
+    data.radii.as<double>()[k] = 0;  // of itself only
+  }
+  Grown grown(c);
+  grow(data.embeddings, nullptr, data.seeds, data.scores, data.radii, c.growth, grown.labels,
+       grown.order, grown.counts, grown.instances, 1);
+  const int64_t expected[] = {3, 2, 0, 1};
+  CHECK(std::equal(expected, expected + 4, grown.order.as<int64_t>()));
+  check_grow(c, data, schedules);
+}
+
 }  // namespace
 
 void test_seeds(int schedules) {
@@ -308,6 +328,7 @@ void test_seeds(int schedules) {
     check(c, schedules);
   }
   check_wrong_seeds(schedules);
+  check_unordered(schedules);
 }
 
 }  // namespace instembed
