@@ -15,7 +15,6 @@
 namespace instembed::cuda {
 
 constexpr int64_t kSegment = 512;  // pixels that one warp walks over
-constexpr int kAhead = 4;          // of them, for each lane, are on their way at once
 
 // A slot, or a place, for each pixel: in 16 bits where that is enough.
 struct Codes {
@@ -33,32 +32,6 @@ struct Codes {
     }
   }
 };
-
-// ids[k] = element at + k * step, for k * kWarp < left, and 0: all loads are on their way at once.
-static __device__ __forceinline__ void load_ids(const void* labels, DType type, int64_t at,
-                                                int64_t step, int64_t left,
-                                                int64_t (&ids)[kAhead]) {
-  const auto load = [&](const auto* data) {
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) ids[k] = k * kWarp < left ? data[at + k * step] : 0;
-  };
-  switch (type) {
-    case DType::i8:
-      return load(static_cast<const int8_t*>(labels));
-    case DType::i16:
-      return load(static_cast<const int16_t*>(labels));
-    case DType::i32:
-      return load(static_cast<const int32_t*>(labels));
-    case DType::u8:
-      return load(static_cast<const uint8_t*>(labels));
-    case DType::u16:
-      return load(static_cast<const uint16_t*>(labels));
-    case DType::u32:
-      return load(static_cast<const uint32_t*>(labels));
-    default:
-      return load(static_cast<const int64_t*>(labels));
-  }
-}
 
 static __global__ void __launch_bounds__(256, 4)
     insert_labels_kernel(const void* labels, DType type, Strides strides, Images images,
@@ -78,9 +51,12 @@ static __global__ void __launch_bounds__(256, 4)
     int last_code = 0;
     int64_t behind = 0;
     for (int64_t first = from; first < to; first += kAhead * kWarp) {
-      int64_t ids[kAhead];
-      load_ids(labels, type, base + (first + lane - start) * strides.pixel, kWarp * strides.pixel,
-               to - first - lane, ids);
+      int64_t at[kAhead], ids[kAhead];
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        at[k] = base + (first + k * kWarp + lane - start) * strides.pixel;
+      }
+      load_ids(labels, type, at, to - first - lane, ids);
 #pragma unroll
       for (int k = 0; k < kAhead; ++k) {
         const int64_t i = first + k * kWarp + lane, id = ids[k];
