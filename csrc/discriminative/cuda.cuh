@@ -214,7 +214,7 @@ template <class A, Pass pass>
 __global__ void __launch_bounds__(kThreads)
     reduce_kernel(const A* partials, int64_t rows, Instances<A> instances,
                   int64_t blocks_that_summed, int blocks, double* push_squares, A* push_grads) {
-  constexpr int kBatch = 16;
+  constexpr int kBatch = 12;
   INSTEMBED_SHARED(double, sums, kThreads);
   INSTEMBED_SHARED(double, pixels, 1);
   const int64_t image = blockIdx.x / blocks;
@@ -637,11 +637,14 @@ __global__ void __launch_bounds__(kThreads, 2)
 // of points may be of any sizes: more blocks, so that a large one does not wait for a few.
 template <class A>
 int64_t blocks_an_image(const Images& images, int channels, const DeviceInfo& device) {
-  int64_t blocks = 2;  // a multiprocessor
-  dispatch_channels<A>(channels, [&](auto most) { blocks = kResident<A, decltype(most)::value>; });
+  int64_t blocks = 2, pixels = TileShape::of<A>(channels).pixels;  // blocks a multiprocessor
+  dispatch_channels<A>(channels, [&](auto most) {
+    blocks = kResident<A, decltype(most)::value>;
+    pixels = kThreads;
+  });
   const int64_t count = std::max<int64_t>(images.images, 1);
   const int64_t largest = images.offsets ? images.total : (images.total + count - 1) / count;
-  const int64_t tiles = (largest + kThreads - 1) / kThreads;
+  const int64_t tiles = (largest + pixels - 1) / pixels;
   return std::clamp<int64_t>(device.processors * blocks * (images.offsets ? 4 : 1) / count, 1,
                              std::max<int64_t>(tiles, 1));
 }

@@ -170,6 +170,12 @@ void test_discriminative(int schedules) {
   check(c, schedules);
   c.spare = 9000;  // slots of 32 bits
   check(c, schedules);
+  c = {};
+  c.ragged = true;  // more tables than a thread reads at a time
+  c.channels = 129;
+  c.pixels = 512;
+  c.ids = 3;
+  check(c, schedules);
 }
 
 }  // namespace instembed
