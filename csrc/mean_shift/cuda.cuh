@@ -116,7 +116,9 @@ struct PeelPlan : Plan<PeelWork<test_t<T>>> {
     Workspace workspace(base);
     this->take(&workspace, images, channels, classified, capacity, work.sums(channels));
     work.visited = workspace.take<uint32_t>(work.seeds * work.tiles.row);
-    work.leaders = workspace.take<int32_t>((work.tiles.row / kChunk + images.images) * kLeaders);
+    const int64_t leaders = (work.tiles.row / kChunk + images.images) * kLeaders;
+    work.leaders = workspace.take<int32_t>(leaders);
+    work.places = workspace.take<test_t<T>>(leaders * channels);
     this->bytes = workspace.used();
   }
 };

@@ -24,6 +24,7 @@ constexpr int kSeeds = 8;       // of a round, at most
 constexpr int kLeaders = 8;     // seeds that a chunk names, at most
 constexpr int kWorthwhile = 4;  // seeds of a round that cost as much one after the other
 constexpr int kLongPause = 63;  // rounds of one seed, after rounds that were not worthwhile
+constexpr int kInVain = 2;      // looks for seeds, of kThreads chunks each, before it is given up
 
 template <class S>
 struct PeelWork {
@@ -31,7 +32,8 @@ struct PeelWork {
   Clusters clusters;
   Exchange exchange;
   uint32_t* visited = nullptr;  // (seeds, row of tiles): members in any shift of the round
-  int32_t* leaders = nullptr;   // (chunks of all images, kLeaders): pixels, or -1
+  int32_t* leaders = nullptr;   // (chunks of all images, kLeaders): pixels, ascending, then -1
+  S* places = nullptr;          // (chunks of all images, kLeaders, channels): their embeddings
   int seeds = 1;                // of a round, at most
 
   // Numbers that a pass adds up, at most.
@@ -116,8 +118,9 @@ class Peeler {
   __device__ uint32_t& visited(int k, int64_t tile) const {
     return work_.visited[k * work_.tiles.row + cloud_.first + tile];
   }
-  __device__ int32_t* leaders(int64_t chunk) const {
-    return work_.leaders + (cloud_.first / kChunk + instances_.image + chunk) * kLeaders;
+  // Leader r of a chunk, among all.
+  __device__ int64_t leader(int64_t chunk, int r) const {
+    return (cloud_.first / kChunk + instances_.image + chunk) * kLeaders + r;
   }
   // The points of the round's class in the tile that the lane has.
   __device__ uint32_t asked(const Left& left) const {
@@ -131,7 +134,9 @@ class Peeler {
   }
 
   // The seeds of the next round: the first point that nobody owns, and of those that the chunks
-  // name the first ones that are farther than the bandwidth from all before. Returns how many.
+  // name the first ones that are farther than the bandwidth from all before, as well as float
+  // tells. A thread has a chunk, and compares no more of its leaders than it must. Returns how
+  // many.
   __device__ int choose() {
     const First first = group_.first();
     __syncthreads();  // the round before has been read
@@ -139,48 +144,62 @@ class Peeler {
     put_seed(0, first.pixel);
     int balls = 1;
     if (!shared_.plan[kNamed]) return balls;
-    const int32_t* named = leaders(0);
-    const auto end = static_cast<int32_t>((cloud_.tiles() + kChunk - 1) / kChunk) * kLeaders;
-    auto from = static_cast<int32_t>(first.pixel / (kTile * kChunk)) * kLeaders;
-    for (; from < end && balls < work_.seeds; from += kThreads) {
-      const int32_t at = from + static_cast<int32_t>(threadIdx.x);
-      const int32_t own = at < end ? named[at] : -1;
-      bool open = own >= 0 && (!cloud_.classified() ||
-                               cloud_.label_class(own / kTile) == shared_.label_class[0]);
-      for (int compared = 0; balls < work_.seeds;) {
-#pragma unroll 1
-        for (; open && compared < balls; ++compared) {
-          open = squared_distance(cloud_.point(own), cloud_.channel(),
-                                  shared_.center + compared * cloud_.channels,
-                                  cloud_.channels) > rules_.bandwidth * rules_.bandwidth;
+    const auto chunks = static_cast<int32_t>((cloud_.tiles() + kChunk - 1) / kChunk);
+    auto from = static_cast<int32_t>(first.pixel / (kTile * kChunk));
+    for (int vain = 0; from < chunks && balls < work_.seeds && vain < kInVain; from += kThreads) {
+      const int32_t chunk = from + static_cast<int32_t>(threadIdx.x);
+      int32_t own = chunk < chunks ? work_.leaders[leader(chunk, 0)] : -1;
+      if (own >= 0 && cloud_.classified() &&  // a chunk names points of one class
+          cloud_.label_class(own / kTile) != shared_.label_class[0]) {
+        own = -1;
+      }
+      ++vain;
+      for (int r = 0, compared = 0; balls < work_.seeds; vain = 0) {
+        while (own >= 0 && compared < balls) {
+          if (beyond(leader(chunk, r), compared)) {
+            ++compared;
+          } else {
+            own = ++r < kLeaders ? work_.leaders[leader(chunk, r)] : -1;
+            compared = 0;
+          }
         }
-        const int next = first_thread(open);
-        if (next == kThreads) break;
-        put_seed(balls++, named[from + next]);
+        const int32_t next = lowest_of_block(own >= 0 ? own : INT32_MAX);
+        if (next == INT32_MAX) break;
+        put_seed(balls++, next);
       }
     }
     return balls;
   }
 
+  // Whether a leader is farther than the bandwidth from a seed.
+  __device__ bool beyond(int64_t leader, int k) const {
+    const S* const place = work_.places + leader * cloud_.channels;
+    const SharedPtr<S> seed = shared_.rounded + k * cloud_.channels;
+    S squared = 0;
+#pragma unroll 4
+    for (int d = 0; d < cloud_.channels; ++d) {
+      const S difference = place[d] - seed[d];
+      squared += difference * difference;
+    }
+    return squared > static_cast<S>(rules_.bandwidth * rules_.bandwidth);
+  }
+
   __device__ void put_seed(int k, int64_t pixel) {
     const T* point = cloud_.point(pixel);
     for (int d = static_cast<int>(threadIdx.x); d < cloud_.channels; d += kThreads) {
-      shared_.center[k * cloud_.channels + d] = static_cast<double>(point[d * cloud_.channel()]);
+      const T x = point[d * cloud_.channel()];
+      shared_.center[k * cloud_.channels + d] = static_cast<double>(x);
+      shared_.rounded[k * cloud_.channels + d] = static_cast<S>(x);
     }
     if (threadIdx.x == 0) shared_.seed[k] = pixel;
     __syncthreads();
   }
 
-  // The first thread of the block that says yes; kThreads if none does.
-  __device__ int first_thread(bool yes) {
-    const uint32_t votes = __ballot_sync(kAllLanes, yes);
-    if (lane_of_thread() == 0) {
-      shared_.lowest[warp_of_thread()] =
-          votes ? static_cast<int32_t>(threadIdx.x) + __ffs(static_cast<int>(votes)) - 1 : kThreads;
-    }
+  __device__ int32_t lowest_of_block(int32_t own) {
+    own = reduce_warp(own, Least{});
+    if (lane_of_thread() == 0) shared_.lowest[warp_of_thread()] = own;
     __syncthreads();
-    int32_t lowest = kThreads;
-#pragma unroll 1
+    int32_t lowest = INT32_MAX;
     for (int w = 0; w < kWarps; ++w) lowest = min(lowest, static_cast<int32_t>(shared_.lowest[w]));
     __syncthreads();
     return lowest;
@@ -345,12 +364,14 @@ class Peeler {
       if (tiles == 0) break;
       const int tile = __ffs(static_cast<int>(tiles)) - 1;
       const uint32_t points = __shfl_sync(kAllLanes, open, tile);
-      const int64_t leader = (from + tile) * kTile + __ffs(static_cast<int>(points)) - 1;
-      if (lane == r) own = static_cast<int32_t>(leader);
-      const PointBall<T, S> near(cloud_, leader, rules_.bandwidth);
+      const int64_t pixel = (from + tile) * kTile + __ffs(static_cast<int>(points)) - 1;
+      if (lane == r) own = static_cast<int32_t>(pixel);
+      const PointBall<T, S> near(cloud_, pixel, rules_.bandwidth);
+      S* const place = work_.places + leader(from / kChunk, r) * cloud_.channels;
+      for_channels(cloud_.channels, lane, kWarp, [&](int d) { place[d] = near.rounded[d]; });
       open &= ~members_among(cloud_, from, open, near).inside;
     }
-    if (lane < kLeaders) leaders(from / kChunk)[lane] = own;
+    if (lane < kLeaders) work_.leaders[leader(from / kChunk, lane)] = own;
   }
 
   const Cloud<T, S>& cloud_;
