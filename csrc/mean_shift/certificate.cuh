@@ -34,7 +34,7 @@ class Certificate {
     if (!keeps_squares<S>(all_.bandwidth())) return 0;
     bool moves = false;
     int credit = kCredit;
-    for (bool begins = true; seed != INT64_MAX && credit > 0; begins = false) {
+    for (bool begins = true; seed != INT64_MAX && credit > 0; begins = false, phase_ ^= 1) {
       const T* point = cloud_.point(seed);
       move_to([&](int d) { return static_cast<double>(point[d * cloud_.channel()]); });
       look_about(begins);
@@ -56,7 +56,9 @@ class Certificate {
   static constexpr int kCredit = 8;
 
   __device__ uint32_t& open(int64_t tile) const { return all_.modes.open[cloud_.first + tile]; }
-  __device__ uint32_t& found(int64_t tile) const { return all_.modes.found[cloud_.first + tile]; }
+  __device__ uint32_t& found(int64_t tile) const {
+    return all_.modes.found[phase_ * cloud_.all.row + cloud_.first + tile];
+  }
 
   // The block's centre is `value(d)`. It lies where the first warp has its own.
   template <class Value>
@@ -155,6 +157,7 @@ class Certificate {
   const Trajectories<T, S>& all_;
   const Cloud<T, S>& cloud_;
   Group& group_;
+  int phase_ = 0;  // of found()
 };
 
 }  // namespace instembed::mean_shift::device

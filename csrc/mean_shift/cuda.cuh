@@ -85,7 +85,7 @@ struct Plan {
 
   void take(Workspace* workspace, const Images& images, int64_t channels, bool classified,
             int64_t capacity, int64_t most_sums) {
-    work.exchange.take(workspace, groups, most_sums);  // first: a test counts who arrived
+    work.exchange.take(workspace, groups, blocks, most_sums);  // first: a test counts who arrived
     work.tiles.take(workspace, images, channels, classified);
     work.clusters.take(workspace, images, channels, capacity);
     invalid = workspace->take<int64_t>(1);
