@@ -354,8 +354,8 @@ __device__ __forceinline__ bool is_member(const Cloud<T, S>& cloud, int64_t i, c
   const S squared = squared_in_test(cloud, i, ball);
   if (squared <= ball.certain.inner2) return true;
   if (!(squared <= ball.certain.outer2)) return false;
-  return squared_distance(cloud.point(i), cloud.channel(), ball.center, cloud.channels) <=
-         ball.bandwidth2;
+  return squared_distance<1>(cloud.point(i), cloud.channel(), ball.center, cloud.channels) <=
+         ball.bandwidth2;  // rarely
 }
 
 // A chunk, as the lane sees it whose tile is `tile`.
