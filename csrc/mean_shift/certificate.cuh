@@ -118,18 +118,15 @@ class Certificate {
         return finite ? side_of(cloud_, tile, ball) : Side::outside;
       });
       uint32_t core = members.inside, near = members.inside;
-      for (uint32_t bits = __ballot_sync(kAllLanes, members.cut); bits; bits &= bits - 1) {
-        const int k = __ffs(static_cast<int>(bits)) - 1;
-        const uint32_t active = __shfl_sync(kAllLanes, members.active, k);
-        S squared = 0;
-        if (active >> lane & 1) squared = squared_in_test(cloud_, (from + k) * kTile + lane, ball);
+      const auto visit = [&](int tile, uint32_t active, int64_t, S squared) {
         const uint32_t in = active & __ballot_sync(kAllLanes, squared <= core2);
         const uint32_t out = active & __ballot_sync(kAllLanes, squared > ball.certain.outer2);
-        if (lane == k) {
+        if (lane == tile) {
           core = in;
           near = active & ~out;
         }
-      }
+      };
+      for_cut_tiles(cloud_, from, members, ball, visit);
       *count += __popc(core & own) - __popc(near & ~own);
     });
     return group_.count() == members;

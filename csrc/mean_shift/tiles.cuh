@@ -2,8 +2,8 @@
 // blocks of the CPU kernel (blocks.h) are here.
 //
 // A warp takes a chunk of 32 tiles: lane k compares the box of tile k with a ball, which settles
-// most tiles. Those that the sphere cuts are looked into, one after the other, lane i at pixel i of
-// the embeddings themselves, whatever their layout: nothing is copied.
+// most tiles. Those that the sphere cuts are looked into, two at a time, lane i at pixel i of the
+// embeddings themselves, whatever their layout: nothing is copied.
 #pragma once
 
 #include <cmath>
@@ -335,23 +335,10 @@ __device__ __forceinline__ Side side_of(const Cloud<T, S>& cloud, int64_t tile, 
   return side_of(cloud, tile, center, center, ball.certain);
 }
 
-// From a point to the rounded centre.
+// Whether a point is in a ball, whose squared distance to the rounded centre is known in S.
 template <class T, class S, class Ball>
-__device__ __forceinline__ S squared_in_test(const Cloud<T, S>& cloud, int64_t i,
-                                             const Ball& ball) {
-  const T* point = cloud.point(i);
-  S squared = 0;
-#pragma unroll 4
-  for (int d = 0; d < cloud.channels; ++d) {
-    const S difference = static_cast<S>(point[d * cloud.channel()]) - ball.rounded[d];
-    squared += difference * difference;
-  }
-  return squared;
-}
-
-template <class T, class S, class Ball>
-__device__ __forceinline__ bool is_member(const Cloud<T, S>& cloud, int64_t i, const Ball& ball) {
-  const S squared = squared_in_test(cloud, i, ball);
+__device__ __forceinline__ bool is_member(const Cloud<T, S>& cloud, int64_t i, const Ball& ball,
+                                          S squared) {
   if (squared <= ball.certain.inner2) return true;
   if (!(squared <= ball.certain.outer2)) return false;
   return squared_distance<1>(cloud.point(i), cloud.channel(), ball.center, cloud.channels) <=
@@ -385,18 +372,55 @@ __device__ __forceinline__ Members compare_boxes(const Cloud<T, S>& cloud, int64
   return members;
 }
 
+// visit(tile of the chunk, its active points, the lane's pixel, its squared distance from the
+// rounded centre) for each tile whose box does not tell, by a warp. Two tiles are on their way from
+// memory at a time. Lanes without an active point have another's.
+template <class T, class S, class Ball, class Visit>
+__device__ __forceinline__ void for_cut_tiles(const Cloud<T, S>& cloud, int64_t first,
+                                              const Members& members, const Ball& ball,
+                                              Visit&& visit) {
+  const int lane = lane_of_thread();
+  uint32_t bits = __ballot_sync(kAllLanes, members.cut);
+  while (bits) {
+    int tiles[2];
+    uint32_t active[2];
+    int64_t pixels[2];
+    const T* points[2];
+    S squared[2]{};
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      tiles[k] = bits ? __ffs(static_cast<int>(bits)) - 1 : tiles[0];
+      bits &= bits - 1;
+      active[k] = __shfl_sync(kAllLanes, members.active, tiles[k]);
+      const int own = active[k] >> lane & 1 ? lane : __ffs(static_cast<int>(active[k])) - 1;
+      pixels[k] = (first + tiles[k]) * kTile + own;
+      points[k] = cloud.point(pixels[k]);
+    }
+#pragma unroll 4
+    for (int d = 0; d < cloud.channels; ++d) {
+      const S center = ball.rounded[d];
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        const S difference = static_cast<S>(points[k][d * cloud.channel()]) - center;
+        squared[k] += difference * difference;
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      if (k == 0 || tiles[k] != tiles[0]) visit(tiles[k], active[k], pixels[k], squared[k]);
+    }
+  }
+}
+
 // What a ball has of tiles whose boxes do not tell.
 template <class T, class S, class Ball>
 __device__ __forceinline__ void look_into(const Cloud<T, S>& cloud, int64_t first, const Ball& ball,
                                           Members* members) {
-  const int lane = lane_of_thread();
-  for (uint32_t bits = __ballot_sync(kAllLanes, members->cut); bits; bits &= bits - 1) {
-    const int k = __ffs(static_cast<int>(bits)) - 1;
-    const uint32_t active = __shfl_sync(kAllLanes, members->active, k);
-    const bool hit = (active >> lane & 1) && is_member(cloud, (first + k) * kTile + lane, ball);
-    const uint32_t inside = __ballot_sync(kAllLanes, hit);
-    if (lane == k) members->inside = inside;
-  }
+  const auto visit = [&](int tile, uint32_t active, int64_t i, S squared) {
+    const uint32_t inside = __ballot_sync(kAllLanes, is_member(cloud, i, ball, squared));
+    if (lane_of_thread() == tile) members->inside = active & inside;
+  };
+  for_cut_tiles(cloud, first, *members, ball, visit);
 }
 
 // The active points of a class in a ball, in those of the 32 tiles from `first` on that are
