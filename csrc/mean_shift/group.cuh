@@ -257,13 +257,16 @@ __device__ __forceinline__ void meet_first(int64_t tile, const Left& left, First
   first->meet(left.label_class, tile * kTile + __ffs(static_cast<int>(left.active)) - 1);
 }
 
-// The first pass: describes all tiles, and finds the first point.
+// The first pass: describes all tiles, while the next is on its way, and finds the first point.
 template <class T, class S>
 __device__ __forceinline__ void find_tiles(const Cloud<T, S>& cloud, Group* group) {
   group->template pass<false>([&](int64_t from, SharedPtr<double>, int*, First* first) {
     const int64_t end = from + kChunk < cloud.tiles() ? from + kChunk : cloud.tiles();
+    Pixel<T> next = read_pixel(cloud, from);
     for (int64_t tile = from; tile < end; ++tile) {
-      meet_first(tile, find_points(cloud, tile), first);
+      const Pixel<T> pixel = next;
+      if (tile + 1 < end) next = read_pixel(cloud, tile + 1);
+      meet_first(tile, find_points(cloud, tile, pixel), first);
     }
   });
 }

@@ -101,6 +101,25 @@ struct Cloud {
                : 1;
   }
 
+  // Not 0 where the class is not, in the fewest steps: what is loaded is not looked at.
+  __device__ uint64_t class_bits(int64_t i) const {
+    if (!input.mask) return 1;
+    i = mask_base + i * input.mask_strides.pixel;
+    switch (input.mask_type) {
+      case DType::i8:
+      case DType::u8:
+        return static_cast<const uint8_t*>(input.mask)[i];
+      case DType::i16:
+      case DType::u16:
+        return static_cast<const uint16_t*>(input.mask)[i];
+      case DType::i32:
+      case DType::u32:
+        return static_cast<const uint32_t*>(input.mask)[i];
+      default:
+        return static_cast<const uint64_t*>(input.mask)[i];
+    }
+  }
+
   __device__ bool classified() const { return all.classes != nullptr; }
   __device__ uint32_t& active(int64_t tile) const { return all.active[first + tile]; }
   __device__ uint32_t& later(int64_t tile) const { return all.later[first + tile]; }
@@ -230,17 +249,43 @@ __device__ __forceinline__ Left describe(const Cloud<T, S>& cloud, int64_t tile,
   return {active, label_class};
 }
 
-// Finds the foreground of a tile, points that are not finite aside, and describes it.
+// What decides whether a pixel is foreground, as it comes from memory.
+template <class T>
+struct Pixel {
+  uint64_t class_bits;
+  T x[kGroup];  // the first channels
+};
+
+// The lane's pixel of a tile, or the image's last.
 template <class T, class S>
-__device__ __forceinline__ Left find_points(const Cloud<T, S>& cloud, int64_t tile) {
+__device__ __forceinline__ Pixel<T> read_pixel(const Cloud<T, S>& cloud, int64_t tile) {
+  const int64_t own = tile * kTile + lane_of_thread();
+  const int64_t i = own < cloud.pixels ? own : cloud.pixels - 1;
+  const T* point = cloud.point(i);
+  Pixel<T> pixel;
+#pragma unroll
+  for (int d = 0; d < kGroup; ++d) {
+    pixel.x[d] = d < cloud.channels ? point[d * cloud.channel()] : T{};
+  }
+  pixel.class_bits = cloud.class_bits(i);
+  return pixel;
+}
+
+// Finds the foreground of a tile whose pixels have been read, points that are not finite aside, and
+// describes it.
+template <class T, class S>
+__device__ __forceinline__ Left find_points(const Cloud<T, S>& cloud, int64_t tile,
+                                            const Pixel<T>& pixel) {
+  const auto finite = [](S x) { return x - x == S(0); };
   const int64_t i = tile * kTile + lane_of_thread();
-  bool there = i < cloud.pixels && cloud.class_of(i) != 0;
+  bool there = i < cloud.pixels && pixel.class_bits != 0;
+#pragma unroll
+  for (int d = 0; d < kGroup; ++d) there = finite(static_cast<S>(pixel.x[d])) && there;
   if (there) {
     const T* point = cloud.point(i);
 #pragma unroll 8
-    for (int d = 0; d < cloud.channels; ++d) {
-      const S x = static_cast<S>(point[d * cloud.channel()]);
-      there = there && x - x == S(0);
+    for (int d = kGroup; d < cloud.channels; ++d) {
+      there = finite(static_cast<S>(point[d * cloud.channel()])) && there;
     }
   }
   const uint32_t points = __ballot_sync(kAllLanes, there);
