@@ -252,8 +252,9 @@ __device__ __forceinline__ Left describe(const Cloud<T, S>& cloud, int64_t tile,
 // What decides whether a pixel is foreground, as it comes from memory.
 template <class T>
 struct Pixel {
+  static constexpr int kAhead = kGroup / (sizeof(T) > 4 ? 2 : 1);  // channels
   uint64_t class_bits;
-  T x[kGroup];  // the first channels
+  T x[kAhead];
 };
 
 // The lane's pixel of a tile, or the image's last.
@@ -264,7 +265,7 @@ __device__ __forceinline__ Pixel<T> read_pixel(const Cloud<T, S>& cloud, int64_t
   const T* point = cloud.point(i);
   Pixel<T> pixel;
 #pragma unroll
-  for (int d = 0; d < kGroup; ++d) {
+  for (int d = 0; d < Pixel<T>::kAhead; ++d) {
     pixel.x[d] = d < cloud.channels ? point[d * cloud.channel()] : T{};
   }
   pixel.class_bits = cloud.class_bits(i);
@@ -280,11 +281,11 @@ __device__ __forceinline__ Left find_points(const Cloud<T, S>& cloud, int64_t ti
   const int64_t i = tile * kTile + lane_of_thread();
   bool there = i < cloud.pixels && pixel.class_bits != 0;
 #pragma unroll
-  for (int d = 0; d < kGroup; ++d) there = finite(static_cast<S>(pixel.x[d])) && there;
+  for (int d = 0; d < Pixel<T>::kAhead; ++d) there = finite(static_cast<S>(pixel.x[d])) && there;
   if (there) {
     const T* point = cloud.point(i);
 #pragma unroll 8
-    for (int d = kGroup; d < cloud.channels; ++d) {
+    for (int d = Pixel<T>::kAhead; d < cloud.channels; ++d) {
       there = finite(static_cast<S>(point[d * cloud.channel()])) && there;
     }
   }
