@@ -207,12 +207,8 @@ class Peeler {
 
   // Moves the balls from their seeds to the modes above.
   __device__ void climb(int balls) {
-    const int tid = static_cast<int>(threadIdx.x), channels = cloud_.channels;
-    if (tid < balls) {
-      shared_.steps[tid] = 0;
-      settle(tid);
-      shared_.moving[tid] = 1;  // all points are finite
-    }
+    const int warp = warp_of_thread(), channels = cloud_.channels;
+    if (warp < balls) settle(warp, 0, [&](int d) -> double { return shared_.center[d]; });
     __syncthreads();
     for (int32_t step = 0; step < rules_.max_iter && any_moving(balls); ++step) {
       group_.template pass<true>(
@@ -233,15 +229,16 @@ class Peeler {
             }
           },
           balls * (channels + 1));
-      for (int i = tid; i < balls * channels; i += kThreads) {
-        const int k = i / channels;
-        const double count = group_.total(k * (channels + 1) + channels);
-        if (count > 0) group_.set_total(i + k, group_.total(i + k) / count);
-      }
-      __syncthreads();
-      if (tid < balls && shared_.moving[tid]) {
-        const bool found = group_.total(tid * (channels + 1) + channels) > 0;
-        shared_.moving[tid] = found && shift(tid, step) ? 1 : 0;
+      if (warp < balls && shared_.moving[warp]) {
+        const int sums = warp * (channels + 1);
+        const double count = group_.total(sums + channels);
+        if (count > 0) {
+          settle(warp, step + 1,
+                 [&](int d) { return group_.total(sums + d - warp * channels) / count; });
+        } else {
+          __syncwarp();  // all have read it
+          if (lane_of_thread() == 0) shared_.moving[warp] = 0;
+        }
       }
       __syncthreads();
     }
@@ -255,30 +252,40 @@ class Peeler {
     return false;
   }
 
-  // Prepares ball k, about a centre that is given, by one thread.
-  __device__ void settle(int k) {
-    for (int d = k * cloud_.channels; d < (k + 1) * cloud_.channels; ++d) {
-      shared_.rounded[d] = static_cast<S>(static_cast<double>(shared_.center[d]));
+  // Moves ball k to `value(d)`, d from k * channels on, by a warp. Sums are in the channels' order.
+  template <class Value>
+  __device__ void settle(int k, int32_t step, Value&& value) {
+    const int lane = lane_of_thread(), channels = cloud_.channels;
+    double moved2 = 0, error2 = 0;
+    bool finite = true;
+    for (int from = 0; from < channels; from += kWarp) {
+      double by2 = 0, own2 = 0;
+      if (from + lane < channels) {
+        const int d = k * channels + from + lane;
+        const double c = value(d), by = c - shared_.center[d];
+        const S rounded = static_cast<S>(c);
+        const double error = c - static_cast<double>(rounded);
+        shared_.center[d] = c;
+        shared_.rounded[d] = rounded;
+        by2 = by * by;
+        own2 = error * error;
+        finite = finite && c - c == 0;
+      }
+      for (int d = 0; d < kWarp && from + d < channels; ++d) {
+        moved2 += __shfl_sync(kAllLanes, by2, d);
+        error2 += __shfl_sync(kAllLanes, own2, d);
+      }
     }
-    DeviceBall<S> now;
-    now.center = shared_.center + k * cloud_.channels;
-    now.rounded = shared_.rounded + k * cloud_.channels;
-    shared_.finite[k] = now.prepare(rules_.bandwidth, cloud_.channels) ? 1 : 0;
-    shared_.inner2[k] = now.certain.inner2;
-    shared_.outer2[k] = now.certain.outer2;
-  }
-
-  // Moves ball k to the mean of its members, by one thread. Whether it moves on.
-  __device__ bool shift(int k, int32_t step) {
-    double moved = 0;
-    for (int d = k * cloud_.channels; d < (k + 1) * cloud_.channels; ++d) {
-      const double center = group_.total(d + k), by = center - shared_.center[d];
-      moved += by * by;
-      shared_.center[d] = center;
+    finite = __all_sync(kAllLanes, finite);
+    if (lane == 0) {
+      const Certain<S> certain = certain_of<S>(channels, rules_.bandwidth, error2);
+      const bool stays = step > 0 && sqrt(moved2) <= rules_.tol * rules_.bandwidth;
+      shared_.inner2[k] = certain.inner2;
+      shared_.outer2[k] = certain.outer2;
+      shared_.finite[k] = finite ? 1 : 0;
+      shared_.moving[k] = finite && !stays ? 1 : 0;
+      shared_.steps[k] = step;
     }
-    shared_.steps[k] = step + 1;
-    settle(k);
-    return shared_.finite[k] && !(sqrt(moved) <= rules_.tol * rules_.bandwidth);
   }
 
   // Returns how many balls, from the first on, claim what they would one after the other.
