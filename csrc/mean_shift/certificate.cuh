@@ -99,8 +99,7 @@ class Certificate {
   // Whether all members are certainly within h/2 of their mean and all others certainly beyond
   // 1.5 h. Also finds the first point that is open.
   __device__ bool test(int32_t members) const {
-    // More than distances here and about any member are rounded by, however many channels fit. A
-    // constant, for the registers' sake.
+    // More than distances here and about any member are rounded by, however many channels fit.
     constexpr double margin = 1e-9;
     DeviceBall<S> ball;
     bool finite = ball_of(0.5 * (1 - margin) * all_.bandwidth(), &ball);

@@ -57,6 +57,8 @@ using namespace device;
 template <class T>
 using test_t = accumulator_t<T>;
 
+constexpr int64_t kFixedShared = 1024;  // bytes of shared memory of a constant size, at most
+
 // What a launch of either kernel needs.
 template <class Work>
 struct Plan {
@@ -70,13 +72,14 @@ struct Plan {
   template <class Kernel>
   void share(Kernel kernel, const Images& images, int64_t channels, int64_t most_blocks) {
     const DeviceInfo device = device_info();
-    if (shared > device.shared) {
+    if (shared + kFixedShared > device.shared) {
       throw std::invalid_argument(
-          "embeddings: " + std::to_string(channels) + " channels are too many for this device: " +
-          std::to_string(shared) + " bytes of shared memory of " + std::to_string(device.shared));
+          "embeddings: " + std::to_string(channels) +
+          " channels are too many for this device: " + std::to_string(shared + kFixedShared) +
+          " bytes of shared memory of " + std::to_string(device.shared));
     }
-    const int64_t most =
-        std::max<int64_t>(most_together(kernel, "mean_shift", kThreads, shared), 1);
+    const int64_t most = most_together(kernel, "mean_shift", kThreads, shared);
+    if (most == 0) throw std::runtime_error("mean_shift: the device has no room for a block");
     const int64_t count = std::max<int64_t>(images.images, 1);
     blocks =
         static_cast<int>(std::clamp<int64_t>(most / count, 1, std::max<int64_t>(most_blocks, 1)));
@@ -90,11 +93,6 @@ struct Plan {
     work.clusters.take(workspace, images, channels, capacity);
     invalid = workspace->take<int64_t>(1);
   }
-
-  template <class A>
-  static int64_t padded(int64_t n) {
-    return (n * static_cast<int64_t>(sizeof(A)) + 15) / 16 * 16;
-  }
 };
 
 template <class T>
@@ -103,13 +101,12 @@ struct PeelPlan : Plan<PeelWork<test_t<T>>> {
 
   PeelPlan(void* base, const Images& images, int64_t channels, bool classified, int64_t capacity) {
     auto& work = this->work;
-    // As many seeds at a time as the device has room for, beside less than 1 KB of constant size.
+    // As many seeds at a time as the device has room for.
     for (work.seeds = kSeeds;; work.seeds /= 2) {
       const int64_t sums = work.sums(channels), centers = work.seeds * channels;
-      this->shared = this->template padded<double>(kWarps * sums) +
-                     this->template padded<double>(sums) + this->template padded<double>(centers) +
-                     this->template padded<test_t<T>>(centers);
-      if (work.seeds == 1 || this->shared + 1024 <= device_info().shared) break;
+      this->shared = padded_bytes<double>(kWarps * sums) + padded_bytes<double>(sums) +
+                     padded_bytes<double>(centers) + padded_bytes<test_t<T>>(centers);
+      if (work.seeds == 1 || this->shared + kFixedShared <= device_info().shared) break;
     }
     this->share(kernel(), images, channels,
                 parts_of(images.offsets ? images.total : images.pixels));
@@ -128,14 +125,13 @@ struct AllPlan : Plan<AllWork<test_t<T>>> {
   static auto kernel() { return all_points_kernel<T, test_t<T>>; }
 
   AllPlan(void* base, const Images& images, int64_t channels, bool classified, int64_t capacity) {
-    this->shared = 2 * this->template padded<double>(kWarps * channels) +
-                   this->template padded<double>(channels) +
-                   this->template padded<test_t<T>>(kWarps * channels);
+    this->shared = 2 * padded_bytes<double>(kWarps * channels) + padded_bytes<double>(channels) +
+                   padded_bytes<test_t<T>>(kWarps * channels);
     const int64_t pixels = images.offsets ? images.total : images.pixels;
     this->share(kernel(), images, channels, (pixels + kWarps - 1) / kWarps);
     Workspace workspace(base);
     this->take(&workspace, images, channels, classified, capacity, channels);
-    this->work.modes.take(&workspace, images, channels, Tiles<test_t<T>>::most(images));
+    this->work.modes.take(&workspace, images, channels, this->work.tiles.row);
     this->bytes = workspace.used();
   }
 };

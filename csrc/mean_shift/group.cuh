@@ -159,7 +159,7 @@ class Group {
       for (int d = warp; d < n; d += kWarps) {
         double sum = 0;
         for (int part = lane; part < parts_; part += kWarp) sum += sums[d * kParts + part];
-        sum = reduce_warp(sum, Sum{});
+        sum = warp_sum(sum);
         if (lane == 0) shared_.total[d] = sum;
       }
     }

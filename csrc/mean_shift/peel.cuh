@@ -303,7 +303,7 @@ class Peeler {
             const uint32_t early = seed >= kTile ? ~0u : seed > 0 ? (1u << seed) - 1 : 0u;
             const uint32_t taken = points & ~open;
             uint32_t against = open & early;
-            if (taken != 0) against |= taken & visited(k, tile);
+            if (taken != 0 && shared_.steps[k] > 0) against |= taken & visited(k, tile);
             tally(against, sum, 2 * k);
             const uint32_t inside = members_among(cloud_, from, open, ball(k)).inside;
             tally(inside, sum, 2 * k + 1);

@@ -11,8 +11,8 @@
 
 #include "common/cuda.h"
 #include "common/dtype.h"
-#include "common/id_table.cuh"
 #include "common/images.cuh"
+#include "common/numbers.cuh"
 #include "mean_shift/formula.h"
 
 namespace instembed::mean_shift::device {
@@ -34,16 +34,11 @@ struct Tiles {                        // of all images
   uint32_t* active = nullptr;         // points that nobody owns, of the tile's lowest class
   uint32_t* later = nullptr;          // of its other classes; null without a class map
   int64_t* classes = nullptr;         // of the active points; null without a class map
-  int64_t row = 0;
-
-  // How many tiles all images have at most.
-  static int64_t most(const Images& images) {
-    return images.offsets ? images.total / kTile + images.images + 1
-                          : images.images * ((images.pixels + kTile - 1) / kTile);
-  }
+  int64_t row = 0;                    // tiles of all images, at most
 
   void take(Workspace* workspace, const Images& images, int64_t channels, bool classified) {
-    row = most(images);
+    row = images.offsets ? images.total / kTile + images.images + 1
+                         : images.images * ((images.pixels + kTile - 1) / kTile);
     low = workspace->take<S>(channels * row);
     high = workspace->take<S>(channels * row);
     sums = workspace->take<double>(channels * row);
