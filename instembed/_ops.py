@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, library
 
 _library = library.Library("instembed", "FRAGMENT")
@@ -21,11 +23,22 @@ cuda_kernels: dict[str, Callable[..., Any]] = {}
 
 
 def cuda(name: str) -> Callable[..., Any]:
-    """Decorates the CUDA implementation of an op."""
+    """Decorates the CUDA implementation of an op, for which its tensors' device is the current one."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def on_device(*args: Any) -> Any:
+            tensors = [value for value in args if isinstance(value, Tensor)]
+            devices = {tensor.device for tensor in tensors}
+            if len(devices) > 1:
+                found = " and ".join(sorted(map(str, devices)))
+                raise ValueError(f"instembed::{name} takes tensors on one device, got {found}")
+            # torch's guard: going back makes no context on a device that has none yet.
+            with torch.cuda.device_of(tensors[0]):
+                return function(*args)
+
         cuda_kernels[name] = function
-        _library.impl(name, function, "CUDA")
+        _library.impl(name, on_device, "CUDA")
         return function
 
     return register

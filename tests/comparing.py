@@ -48,9 +48,16 @@ def on_cpu(value: Any) -> Any:
 
 
 def there(value: Any, device: str) -> Any:
-    """Arguments with their tensors on the CPU moved to a device: those that parameters were made there."""
+    """Arguments with their tensors moved from the CPU to a device, where they lie in memory as they did."""
     if isinstance(value, Tensor):
-        return value.to(device) if value.device.type == "cpu" else value
+        if value.device.type != "cpu" or device == "cpu":
+            return value
+        if value.layout != torch.strided:
+            return value.to(device)
+        whole = value.untyped_storage().nbytes() // value.element_size()
+        memory = value.detach().as_strided((whole,), (1,), 0).to(device)
+        moved = memory.as_strided(value.shape, value.stride(), value.storage_offset())
+        return moved.requires_grad_(value.requires_grad)
     if isinstance(value, dict):
         return {name: there(item, device) for name, item in value.items()}
     return type(value)(there(item, device) for item in value) if type(value) in (tuple, list) else value

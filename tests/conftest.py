@@ -69,7 +69,7 @@ class _MadeThere(TorchFunctionMode):
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         result = function(*args, **(kwargs or {}))
-        made = function in self.MAKERS and "device" not in (kwargs or {})
+        made = function in self.MAKERS and (kwargs or {}).get("device") is None
         return result.detach().to(self.device).requires_grad_(result.requires_grad) if made else result
 
 

@@ -173,7 +173,7 @@ def test_group_on_sphere(
     }
     if embeddings.shape[1] == 1:  # cosines of 1 and -1 alone: ties of centres
         options["leftovers"] = "noise"
-    grouping = instembed.group_on_sphere(embeddings, **options)
+    grouping = instembed.group_on_sphere(embeddings, **room(labels), **options)
     assert torch.equal(grouping.labels, reference.group_on_sphere(embeddings, **options)[0])
 
 
@@ -183,7 +183,7 @@ def test_pairwise_similarity_loss(
     batch: tuple[Tensor, Tensor], samples: int, background: int | None, ignore: int | None
 ) -> None:
     embeddings, labels = batch
-    rules = {"background": background, "ignore_index": ignore}
+    rules = {"background": background, "ignore_index": ignore, **room(labels)}
     drawn, same = (torch.Generator(labels.device).manual_seed(1) for _ in range(2))
     found = instembed.sample_pixels(labels, samples, generator=drawn, **rules)
     expected = reference.sample_pixels(labels, samples, generator=same, **rules)

@@ -15,7 +15,7 @@ from torch import Tensor
 import instembed
 from instembed import Grouping, LabelStatistics, _native, reference
 from instembed._arguments import INTEGER
-from tests.comparing import TOLERANCE, assert_close
+from tests.comparing import TOLERANCE, assert_close, there
 from tests.layouts import LAYOUTS, labels_of_blocks
 
 # ---------------------------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ def test_overflow_checks_want_a_bool() -> None:
 
 
 def assert_same_statistics(labels: Tensor, device: str, capacity: int = 40, **options: object) -> None:
-    ours = instembed.label_statistics(labels.to(device), max_instances=capacity, **options)
+    ours = instembed.label_statistics(there(labels, device), max_instances=capacity, **options)
     expected = reference.label_statistics(labels, max_instances=capacity, **options)
     for name, a, b in zip(LabelStatistics._fields, ours, expected, strict=True):
         assert a.dtype == b.dtype and torch.equal(a.cpu(), b), name
@@ -87,10 +87,10 @@ def test_label_statistics_of_views_and_huge_ids(device: str) -> None:
 def test_label_statistics_overflow(device: str) -> None:
     labels = torch.arange(200).reshape(1, 10, 20).expand(2, 10, 20).clone()
     labels[1] = 1
-    found = instembed.label_statistics(labels.to(device), max_instances=150)
+    found = instembed.label_statistics(there(labels, device), max_instances=150)
     assert found.num_instances.tolist() == [151, 1]
     assert not found.areas[0].any() and not found.ids[0].any() and found.areas[1, 0] == 200
-    default = instembed.label_statistics(labels.to(device))
+    default = instembed.label_statistics(there(labels, device))
     assert default.ids.shape == (2, 64)
 
 
@@ -107,10 +107,10 @@ def test_label_statistics_overflow_check(device: str, overflow_checks: None) -> 
 def loss_and_gradient(
     embeddings: Tensor, labels: Tensor, device: str, **options: object
 ) -> tuple[Tensor, Tensor]:
-    leaf = embeddings.detach().to(device).requires_grad_()
+    leaf = there(embeddings.detach(), device).requires_grad_()
     if isinstance(options.get("offsets"), Tensor):
         options["offsets"] = options["offsets"].to(device)
-    loss = instembed.discriminative_loss(leaf, labels.to(device), reduction="none", **options)
+    loss = instembed.discriminative_loss(leaf, there(labels, device), reduction="none", **options)
     loss.sum().backward()
     return loss.detach().cpu(), leaf.grad.cpu()
 
@@ -223,8 +223,9 @@ def patches(*shape: int, channels: int = 4, spread: float = 0.2, instances: int 
 def assert_same_groups(
     embeddings: Tensor, device: str, bandwidth: float = 1.5, **options: object
 ) -> Grouping:
-    there = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
-    ours = instembed.mean_shift(embeddings.to(device), bandwidth, max_instances=300, **there)
+    ours = instembed.mean_shift(
+        there(embeddings, device), bandwidth, max_instances=300, **there(options, device)
+    )
     expected = reference.mean_shift(embeddings, bandwidth, max_instances=300, **options)
     for name in ("labels", "counts", "num_instances"):
         assert torch.equal(getattr(ours, name).cpu(), getattr(expected, name)), name
@@ -284,6 +285,16 @@ def test_grouping_masks(device: str, kind: str, seeding: str) -> None:
 @pytest.mark.parametrize("spatial", [(1,), (257,), (17, 1), (3, 5, 7)], ids=str)
 def test_grouping_sizes(device: str, channels: int, spatial: tuple[int, ...], seeding: str) -> None:
     assert_same_groups(patches(2, *spatial, channels=channels, spread=0.1), device, seeding=seeding)
+
+
+@pytest.mark.parametrize(
+    ("seeding", "dtype", "channels"),
+    [("peel", "float32", 52), ("peel", "float64", 50), ("all", "float32", 198), ("all", "float64", 166)],
+)
+def test_grouping_about_the_usual_shared_memory(device: str, seeding: str, dtype: str, channels: int) -> None:
+    """Arrays of the launch take just under 48 KB of shared memory, and the kernel's own the rest and more."""
+    points = patches(1, 40, channels=channels, spread=0.05).to(getattr(torch, dtype))
+    assert_same_groups(points, device, seeding=seeding)
 
 
 @SEEDINGS
@@ -348,11 +359,11 @@ def test_grouping_of_clusters_apart_and_not(device: str, dtype: torch.dtype, opt
 def test_grouping_of_too_many_instances(device: str, seeding: str) -> None:
     embeddings = 9.0 * torch.arange(40).reshape(1, 1, 40).repeat(2, 2, 1)
     embeddings[1] = 0
-    found = instembed.mean_shift(embeddings.to(device), 1.5, seeding=seeding, max_instances=39)
+    found = instembed.mean_shift(there(embeddings, device), 1.5, seeding=seeding, max_instances=39)
     assert found.num_instances.tolist() == [40, 1]
     assert not found.labels[0].any() and not found.counts[0].any() and not found.centers[0].any()
     assert (found.labels[1] == 1).all() and found.counts[1, 0] == 40
-    default = instembed.mean_shift(embeddings.to(device), 1.5, seeding=seeding)
+    default = instembed.mean_shift(there(embeddings, device), 1.5, seeding=seeding)
     assert default.num_instances.tolist() == [40, 1] and default.counts.shape == (2, 64)
 
 
@@ -360,10 +371,10 @@ def test_grouping_of_too_many_instances(device: str, seeding: str) -> None:
 def test_grouping_overflow_check(device: str, overflow_checks: None, seeding: str) -> None:
     embeddings = 9.0 * torch.arange(40).reshape(40, 1)
     with pytest.raises(ValueError, match="max_instances=39"):
-        instembed.mean_shift(embeddings.to(device), 1.5, seeding=seeding, max_instances=39)
+        instembed.mean_shift(there(embeddings, device), 1.5, seeding=seeding, max_instances=39)
     with pytest.raises(ValueError, match="offsets"):
         wrong = torch.tensor([0, 41], device=device)
-        instembed.mean_shift(embeddings.to(device), 1.5, seeding=seeding, offsets=wrong)
+        instembed.mean_shift(there(embeddings, device), 1.5, seeding=seeding, offsets=wrong)
 
 
 @SEEDINGS
@@ -504,3 +515,15 @@ def test_graph_capture_and_replay(workload: tuple[Step, list[Tensor]]) -> None:
     graph.replay()
     torch.cuda.synchronize()
     assert_same_step(captured, step())
+
+
+def test_ops_refuse_tensors_on_two_devices(device: str) -> None:
+    if device == "cpu":
+        pytest.skip("needs two devices")
+    embeddings = torch.randn(1, 3, 4, 5, device=device)
+    labels, seeds = (
+        torch.ones(1, 4, 5, dtype=torch.int64),
+        torch.zeros(1, 2, dtype=torch.int64, device=device),
+    )
+    with pytest.raises(ValueError, match="one device, got cpu and cuda:0"):
+        torch.ops.instembed.seed_mask_iou(embeddings, labels, seeds, [0.5], 0, None)

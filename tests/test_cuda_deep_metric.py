@@ -9,7 +9,7 @@ from torch import Tensor
 import instembed
 from benchmarks.workloads import trained_embeddings
 from instembed import reference
-from tests.comparing import TOLERANCE, assert_close
+from tests.comparing import TOLERANCE, assert_close, there
 from tests.layouts import LAYOUTS, labels_of_blocks
 
 # The sampled pixels are the same on every device for the same random words, which devices draw differently:
@@ -31,9 +31,8 @@ def words(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def assert_same_sample(labels: Tensor, samples: int, device: str, **options: object) -> None:
-    there = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
     torch.manual_seed(1)
-    ours = instembed.sample_pixels(labels.to(device), samples, max_instances=20, **there)
+    ours = instembed.sample_pixels(there(labels, device), samples, max_instances=20, **there(options, device))
     torch.manual_seed(1)
     expected, valid = reference.sample_pixels(labels, samples, max_instances=20, **options)
     assert torch.equal(ours.indices.cpu(), expected) and torch.equal(ours.valid.cpu(), valid)
@@ -53,11 +52,12 @@ def test_sample(device: str, words: None) -> None:
 
 
 def assert_same_loss(embeddings: Tensor, labels: Tensor, device: str, **options: object) -> None:
-    leaf = embeddings.detach().to(device).requires_grad_()
+    leaf = there(embeddings.detach(), device).requires_grad_()
     exact = embeddings.detach().double().requires_grad_()
-    there = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
     torch.manual_seed(1)
-    loss = instembed.pairwise_similarity_loss(leaf, labels.to(device), samples=7, reduction="none", **there)
+    loss = instembed.pairwise_similarity_loss(
+        leaf, there(labels, device), samples=7, reduction="none", **there(options, device)
+    )
     torch.manual_seed(1)
     expected = reference.pairwise_similarity_loss(exact, labels, samples=7, reduction="none", **options)
     assert_close(loss.detach().cpu(), expected.detach(), 1e-11 if embeddings.dtype == torch.float64 else 5e-6)
@@ -87,10 +87,12 @@ def test_loss_of_other_shapes(device: str, words: None) -> None:
 def test_too_many_instances(device: str) -> None:
     labels = torch.arange(1, 401).reshape(1, 20, 20).repeat(2, 1, 1)
     labels[1] = 5
-    found = instembed.sample_pixels(labels.to(device), 4, max_instances=399)
+    found = instembed.sample_pixels(there(labels, device), 4, max_instances=399)
     assert (found.indices[0] == -2).all() and not found.valid[0].any() and found.valid[1, 0].all()
     leaf = torch.randn(2, 3, 20, 20, device=device, requires_grad=True)
-    loss = instembed.pairwise_similarity_loss(leaf, labels.to(device), max_instances=399, reduction="none")
+    loss = instembed.pairwise_similarity_loss(
+        leaf, there(labels, device), max_instances=399, reduction="none"
+    )
     assert loss[0].isnan() and loss[1].isfinite()
     assert instembed.sample_pixels(labels[1:].to(device), 4).indices.shape == (1, 64, 4)
 
@@ -101,12 +103,12 @@ def test_seediness_of_what_is_out_of_range(device: str) -> None:
     logits = torch.randn(3, 4, 2, 8, 9, device=device, requires_grad=True)
     seeds = torch.tensor([[3, 72], [-2, 5], [-1, 71]])
     losses = instembed.seediness_loss(
-        logits, embeddings, labels.to(device), seeds=seeds.to(device), reduction="none"
+        logits, embeddings, there(labels, device), seeds=seeds.to(device), reduction="none"
     )
     assert losses.isnan().tolist() == [True, True, False]
     labels[0] = torch.arange(72).reshape(8, 9)
     losses = instembed.seediness_loss(
-        logits, embeddings, labels.to(device), max_instances=70, reduction="none"
+        logits, embeddings, there(labels, device), max_instances=70, reduction="none"
     )
     assert losses.isnan().tolist() == [True, False, False]
 
@@ -136,11 +138,11 @@ def assert_same_seeds(
 ) -> None:
     """IoU of masks, choice of seeds, and what grows from them."""
     pixels = torch.randint(-1, labels[0].numel(), (len(labels), 20))
-    there = embeddings.to(device), labels.to(device), pixels.to(device)
-    iou = instembed.seed_mask_iou(*there, ignore_index=3)
-    assert torch.equal(iou.cpu(), reference.seed_mask_iou(embeddings, labels, pixels, ignore_index=3).to(iou))
-    on_device = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
-    found = instembed.grow_seeds(there[0], seediness.to(device), num_seeds=15, **on_device)
+    given = there((embeddings, labels, pixels), device)
+    iou = instembed.seed_mask_iou(*given, ignore_index=3)
+    expected = reference.seed_mask_iou(embeddings, labels, pixels, ignore_index=3)
+    assert torch.equal(iou.cpu(), expected.to(iou.dtype))
+    found = instembed.grow_seeds(given[0], there(seediness, device), num_seeds=15, **there(options, device))
     expected = reference.grow_seeds(embeddings, seediness, num_seeds=15, **options)
     for name, value in found._asdict().items():
         torch.testing.assert_close(value.cpu(), getattr(expected, name), rtol=0, atol=0, msg=name)

@@ -9,7 +9,7 @@ from torch import Tensor
 import instembed
 from instembed import PosesWithDetails, reference
 from tests import test_associative_embedding, test_gather_at, test_group_keypoints
-from tests.comparing import TOLERANCE, assert_close
+from tests.comparing import TOLERANCE, assert_close, there
 from tests.layouts import LAYOUTS, labels_of_blocks
 
 # ---------------------------------------------------------------------------------------------------------
@@ -20,10 +20,14 @@ def assert_same_pooling(
     features: Tensor, labels: Tensor, device: str, reduce: str, **options: object
 ) -> None:
     """Values, ids, counts and the gradient of a random sum of the values."""
-    leaf = features.detach().to(device).requires_grad_()
-    there = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
+    leaf = there(features.detach(), device).requires_grad_()
     ours = instembed.instance_pool(
-        leaf, labels.to(device), reduce=reduce, max_instances=60, return_ids=True, **there
+        leaf,
+        there(labels, device),
+        reduce=reduce,
+        max_instances=60,
+        return_ids=True,
+        **there(options, device),
     )
     exact = features.detach().double().requires_grad_()
     expected = reference.instance_pool(exact, labels, reduce=reduce, max_instances=60, **options)
@@ -80,7 +84,9 @@ def test_pooling_of_equal_and_bad_features(device: str) -> None:
     features[1, 2, 3, 4], features[0, 1, 5, 6] = float("nan"), float("inf")
     labels[1, 3, 4] = labels[0, 5, 6] = 3
     for reduce in ("mean", "max"):
-        ours = instembed.instance_pool(features.to(device), labels.to(device), reduce=reduce, max_instances=9)
+        ours = instembed.instance_pool(
+            there(features, device), there(labels, device), reduce=reduce, max_instances=9
+        )
         expected = reference.instance_pool(features, labels, reduce=reduce, max_instances=9)
         assert ours.features.isnan().sum() == 1
         torch.testing.assert_close(ours.features.cpu(), expected.features, equal_nan=True)
@@ -92,13 +98,13 @@ def test_pooling_of_too_many_instances(device: str, reduce: str) -> None:
     labels[1] = 5
     features = torch.randn(2, 3, 10, 10).to(device).requires_grad_()
     found = instembed.instance_pool(
-        features, labels.to(device), reduce=reduce, max_instances=99, return_ids=True
+        features, there(labels, device), reduce=reduce, max_instances=99, return_ids=True
     )
     assert found.features[0].isnan().all() and not found.valid[0].any() and not found.ids[0].any()
     assert found.valid[1].tolist() == [True] + 98 * [False] and found.counts[1, 0] == 100
     found.features.sum().backward()
     assert not features.grad[0].any() and features.grad[1].any()
-    assert instembed.instance_pool(features, labels.to(device)).features.shape == (2, 64, 3)
+    assert instembed.instance_pool(features, there(labels, device)).features.shape == (2, 64, 3)
 
 
 def test_pooling_by_wrong_offsets(device: str) -> None:
@@ -106,7 +112,7 @@ def test_pooling_by_wrong_offsets(device: str) -> None:
     for wrong in ([0, 90, 40, 100], [0, 50, 99, 200], [1, 50, 60, 100], [0, -5, 60, 100]):
         features.grad = None
         offsets = torch.tensor(wrong, device=device)
-        found = instembed.instance_pool(features, labels.to(device), offsets=offsets)
+        found = instembed.instance_pool(features, there(labels, device), offsets=offsets)
         assert found.features.isnan().all() and not found.valid.any()
         found.features.sum().backward()
         assert not features.grad.any()
@@ -140,10 +146,9 @@ def assert_same_values(
     features: Tensor, points: Tensor, device: str, mode: str, valid: Tensor | None = None
 ) -> None:
     """Values and gradients of a random sum of them."""
-    leaf = features.detach().to(device).requires_grad_()
-    places = points.detach().to(device).requires_grad_(points.is_floating_point())
-    there = None if valid is None else valid.to(device)
-    ours = instembed.gather_at(leaf, places, valid=there, mode=mode)
+    leaf = there(features.detach(), device).requires_grad_()
+    places = there(points.detach(), device).requires_grad_(points.is_floating_point())
+    ours = instembed.gather_at(leaf, places, valid=there(valid, device), mode=mode)
     exact = features.detach().double().requires_grad_()
     exact_places = points.detach().double().requires_grad_()
     expected = reference.gather_at(exact, exact_places, valid=valid, mode=mode)
@@ -198,8 +203,8 @@ def test_gathering_nothing(device: str, mode: str) -> None:
 def test_location_maps(device: str) -> None:
     maps = torch.randn(2, 45, 12, 14)
     keypoints, valid = 15 * torch.rand(2, 6, 15, 2) - 1, torch.rand(2, 6, 15) < 0.6
-    leaf = maps.detach().to(device).requires_grad_()
-    ours = instembed.read_location_maps(leaf, keypoints.to(device), valid.to(device))
+    leaf = there(maps.detach(), device).requires_grad_()
+    ours = instembed.read_location_maps(leaf, there(keypoints, device), there(valid, device))
     exact = maps.detach().double().requires_grad_()
     body = instembed.readout.BODY_15
     expected = reference.read_location_maps(exact, keypoints, valid, limbs=body.limbs, root=body.root)
@@ -220,10 +225,9 @@ def test_tag_loss(device: str, dtype: torch.dtype, dimensions: int, kind: str) -
     tags, keypoints, visible = test_associative_embedding.people(dimensions=dimensions, dtype=dtype)
     gathered = test_associative_embedding.gather(tags, keypoints, visible)
     for given, places, counts in ((tags, keypoints, visible), (gathered[0], None, gathered[1])):
-        leaf = given.detach().to(device).requires_grad_()
-        there = None if places is None else places.to(device)
+        leaf = there(given.detach(), device).requires_grad_()
         loss = instembed.associative_embedding_loss(
-            leaf, there, counts.to(device), kind=kind, reduction="none"
+            leaf, there(places, device), there(counts, device), kind=kind, reduction="none"
         )
         exact = given.detach().double().requires_grad_()
         expected = reference.associative_embedding_loss(exact, places, counts, kind=kind, reduction="none")
@@ -236,8 +240,8 @@ def test_tag_loss(device: str, dtype: torch.dtype, dimensions: int, kind: str) -
 @pytest.mark.parametrize("count", [0, 1, 2, 40])
 def test_tag_loss_of_people(device: str, count: int) -> None:
     tags, keypoints, visible = test_associative_embedding.people(count=count, dtype=torch.float64)
-    leaf = tags.detach().to(device).requires_grad_()
-    loss = instembed.associative_embedding_loss(leaf, keypoints.to(device), visible.to(device))
+    leaf = there(tags.detach(), device).requires_grad_()
+    loss = instembed.associative_embedding_loss(leaf, there(keypoints, device), there(visible, device))
     exact = tags.requires_grad_()
     expected = reference.associative_embedding_loss(exact, keypoints, visible)
     assert_close(loss.detach().cpu(), expected.detach(), 1e-12)
@@ -251,7 +255,9 @@ def test_tag_loss_of_people(device: str, count: int) -> None:
 
 
 def assert_same_people(heatmaps: Tensor, tags: Tensor, device: str, **options: object) -> None:
-    found = instembed.group_keypoints(heatmaps.to(device), tags.to(device), return_details=True, **options)
+    found = instembed.group_keypoints(
+        there(heatmaps, device), there(tags, device), return_details=True, **options
+    )
     expected = reference.group_keypoints(heatmaps, tags, **options)
     for name, a, b in zip(PosesWithDetails._fields, found, expected, strict=True):
         assert a.dtype == b.dtype and torch.equal(a.cpu(), b), name

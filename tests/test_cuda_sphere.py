@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 import instembed
 from instembed import reference
-from tests.comparing import assert_close
+from tests.comparing import assert_close, there
 from tests.layouts import LAYOUTS
 from tests.test_cuda import (  # noqa: F401  (run here with this file's workloads)
     test_graph_capture_and_replay,
@@ -38,19 +38,15 @@ def blobs(*shape: int, channels: int = 6, clusters: int = 4, noise: float = 0.08
     return (points * (0.5 + torch.rand(*shape, 1))).movedim(-1, 1)
 
 
-def there(device: str, options: dict[str, object]) -> dict[str, object]:
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
-
-
 # ---------------------------------------------------------------------------------------------------------
 # Recurrent mean shift
 
 
 def assert_same_shift(embeddings: Tensor, device: str, bandwidth: float = 0.3, **options: object) -> None:
-    leaf = embeddings.detach().to(device).requires_grad_()
+    leaf = there(embeddings.detach(), device).requires_grad_()
     exact = embeddings.detach().double().requires_grad_()
     options = {"iterations": 2, **options}
-    shifted = instembed.recurrent_mean_shift(leaf, bandwidth, tolerance=0.0, **there(device, options))
+    shifted = instembed.recurrent_mean_shift(leaf, bandwidth, tolerance=0.0, **there(options, device))
     expected = reference.recurrent_mean_shift(exact, bandwidth, **options)
     weights = torch.randn_like(expected)
     (shifted.double() * weights.to(device)).sum().backward()
@@ -106,7 +102,7 @@ def test_shift_of_what_is_no_direction(device: str) -> None:
     points[3] = 0
     assert_same_shift(points, device)
     points[[5, 70], [0, 2]] = torch.tensor([float("nan"), float("inf")])
-    shifted = instembed.recurrent_mean_shift(points.to(device), 0.3).cpu()
+    shifted = instembed.recurrent_mean_shift(there(points, device), 0.3).cpu()
     fine = points.isfinite().all(1)
     assert shifted[~fine].isnan().any(1).all()
     torch.testing.assert_close(shifted[fine], instembed.recurrent_mean_shift(points[fine], 0.3))
@@ -127,7 +123,9 @@ def test_shift_of_extremes(device: str) -> None:
 
 def test_shift_leaves_out_what_its_tolerance_says(device: str) -> None:
     embeddings = blobs(1, 130, noise=0.2)
-    shifted = instembed.recurrent_mean_shift(embeddings.to(device), 0.3, iterations=1, tolerance=0.9).cpu()
+    shifted = instembed.recurrent_mean_shift(
+        there(embeddings, device), 0.3, iterations=1, tolerance=0.9
+    ).cpu()
     less, all_of_it = (
         reference.recurrent_mean_shift(embeddings.double(), 0.3, iterations=1, tolerance=tolerance)
         for tolerance in (0.9, 0.0)
@@ -159,7 +157,10 @@ def loss_and_gradient(
 
 def assert_same_loss(embeddings: Tensor, labels: Tensor, device: str, **options: object) -> None:
     loss, gradient = loss_and_gradient(
-        instembed.cosine_margin_loss, embeddings.to(device), labels.to(device), **there(device, options)
+        instembed.cosine_margin_loss,
+        there(embeddings, device),
+        there(labels, device),
+        **there(options, device),
     )
     expected = loss_and_gradient(reference.cosine_margin_loss, embeddings.double(), labels, **options)
     tolerance = TOLERANCE[embeddings.dtype]
@@ -219,11 +220,11 @@ def test_loss_of_samples(device: str, samples: float | tuple[float, int]) -> Non
         drawn = torch.rand(300, generator=torch.Generator(device).manual_seed(3), device=device).cpu()
         loss, gradient = loss_and_gradient(
             instembed.cosine_margin_loss,
-            points.to(device),
-            labels.to(device),
+            there(points, device),
+            there(labels, device),
             samples=samples,
             generator=torch.Generator(device).manual_seed(3),
-            **there(device, options),
+            **there(options, device),
         )
         taken = samples_of(labels, drawn, options.get("offsets", torch.tensor([0, 300])), samples)
         expected = loss_and_gradient(
@@ -259,7 +260,7 @@ def test_bad_embeddings_show_in_their_own_image_only(device: str) -> None:
     for value in (float("nan"), float("inf")):
         embeddings[0, 2, 3, 4] = value
         loss, gradient = loss_and_gradient(
-            instembed.cosine_margin_loss, embeddings.to(device), labels.to(device)
+            instembed.cosine_margin_loss, there(embeddings, device), there(labels, device)
         )
         assert loss[0].isnan() and loss[1].isfinite() and gradient[1].isfinite().all()
 
@@ -282,7 +283,7 @@ def test_loss_by_wrong_offsets_is_nan(device: str) -> None:
 
 def assert_same_groups(embeddings: Tensor, device: str, threshold: float = 0.95, **options: object) -> None:
     found = instembed.group_on_sphere(
-        embeddings.to(device), threshold=threshold, max_instances=300, **there(device, options)
+        there(embeddings, device), threshold=threshold, max_instances=300, **there(options, device)
     )
     labels, centers = reference.group_on_sphere(embeddings, threshold=threshold, **options)
     assert torch.equal(found.labels.cpu(), labels)

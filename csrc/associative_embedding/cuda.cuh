@@ -261,7 +261,6 @@ void forward_cuda(const Array& tags, const Array* keypoints, const Array& visibl
     joints.height = tags.shape[2];
     joints.width = tags.shape[3];
   }
-  const DeviceGuard guard(tags.device_id);
   const Stream queue = as_stream(stream);
   const Plan plan(workspace.data, sizes.images, sizes.people);
   expect_workspace(workspace, plan);
@@ -292,7 +291,6 @@ void backward_cuda(const Array& grad_terms, const Array& tags, const State& stat
   expect(grad.dtype == tags.dtype && grad.ndim == tags.ndim && grad.shape == tags.shape,
          "grad: expected the tags' shape and type");
   expect_gapless(grad, "grad");
-  const DeviceGuard guard(tags.device_id);
   const Stream queue = as_stream(stream);
   const Plan plan(workspace.data, sizes.images, sizes.people);
   expect_workspace(workspace, plan);

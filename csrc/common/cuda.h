@@ -56,10 +56,32 @@ inline void check(cudaError_t error, const char* what) {
 
 using Stream = cudaStream_t;
 
+struct DeviceInfo {
+  int processors = 0;  // multiprocessors
+  int64_t cache = 0;   // bytes of the L2
+  int64_t shared = 0;  // bytes of shared memory that one block may have
+};
+
+inline DeviceInfo device_info() {
+  int device = 0, processors = 0, cache = 0, shared = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "processors");
+  check(cudaDeviceGetAttribute(&cache, cudaDevAttrL2CacheSize, device), "cache");
+  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "shared");
+  return {processors, cache, shared};
+}
+
+// A kernel has 48 KB of shared memory, INSTEMBED_SHARED and DynamicShared together, unless it is
+// allowed more. It is allowed all there is, whatever this launch needs: the limit is the kernel's,
+// and another host thread may set it before this one launches.
 inline void allow_shared(const void* kernel, const char* name, int64_t bytes) {
-  if (bytes <= 48 * 1024) return;
+  if (bytes == 0) return;
+  cudaFuncAttributes found{};
+  check(cudaFuncGetAttributes(&found, kernel), name);
+  const auto fixed = static_cast<int64_t>(found.sharedSizeBytes);
+  if (fixed + bytes <= 48 * 1024) return;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(bytes)),
+                             static_cast<int>(device_info().shared - fixed)),
         name);
 }
 
@@ -112,40 +134,6 @@ __device__ __forceinline__ void spin() {}
 
 inline void fill_bytes(void* data, int byte, int64_t bytes, Stream stream) {
   if (bytes > 0) check(cudaMemsetAsync(data, byte, bytes, stream), "cudaMemsetAsync");
-}
-
-// Makes a device the current one, for as long as it lives.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    check(cudaGetDevice(&before_), "cudaGetDevice");
-    if (device != before_) check(cudaSetDevice(device), "cudaSetDevice");
-    changed_ = device != before_;
-  }
-  ~DeviceGuard() {
-    if (changed_) cudaSetDevice(before_);
-  }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-  int before_ = 0;
-  bool changed_ = false;
-};
-
-struct DeviceInfo {
-  int processors = 0;  // multiprocessors
-  int64_t cache = 0;   // bytes of the L2
-  int64_t shared = 0;  // bytes of shared memory that one block may have
-};
-
-inline DeviceInfo device_info() {
-  int device = 0, processors = 0, cache = 0, shared = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "processors");
-  check(cudaDeviceGetAttribute(&cache, cudaDevAttrL2CacheSize, device), "cache");
-  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "shared");
-  return {processors, cache, shared};
 }
 
 inline int device_count() {

@@ -72,8 +72,11 @@ __device__ __forceinline__ int32_t insert(const IdTables& tables, int64_t image,
   for (int32_t probe = 0; probe < tables.size; ++probe) {
     uint64_t found = *static_cast<const volatile uint64_t*>(keys + place);
     if (found == key) return place;
-    if (found == free) {
+    // Where many ids come at once, they fill the table before the first look at the count.
+    if (found == free || probe % 8 == 7) {
       if (*static_cast<const volatile int32_t*>(tables.counts + image) > tables.capacity) return -1;
+    }
+    if (found == free) {
       found =
           atomicCAS(reinterpret_cast<unsigned long long*>(keys + place),
                     static_cast<unsigned long long>(free), static_cast<unsigned long long>(key));

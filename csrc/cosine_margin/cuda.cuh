@@ -378,7 +378,6 @@ void forward_cuda(const Array& points, const Array& labels, const Array* offsets
                        gradient != nullptr);
     expect(workspace.size() >= plan.bytes, "workspace: too small");
 
-    const DeviceGuard guard(points.device_id);
     const Stream queue = as_stream(stream);
     check_offsets(plan.slots.images, plan.invalid, queue);
     choose(plan.entries, labels, options.labels, keys, options.sampling, plan.limits, plan.marks,

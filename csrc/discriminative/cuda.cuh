@@ -815,7 +815,6 @@ int64_t cuda_workspace(const Array& embeddings, const Array* offsets, const Opti
                        int64_t capacity, bool backward) {
   expect(embeddings.ndim == 3, "embeddings: expected (images, channels, pixels)");
   const Images images = Images::of(embeddings, offsets, nullptr);
-  const DeviceGuard guard(embeddings.device_id);
   int64_t bytes = 0;
   dispatch_floating(embeddings.dtype, "embeddings", [&](auto type) {
     using A = accumulator_t<decltype(type)>;
@@ -837,7 +836,6 @@ void forward_cuda(const Array& embeddings, const Array& labels, const Array* off
          "labels: expected one for each pixel of embeddings");
   Images images = Images::of(embeddings, offsets, nullptr);
   check(embeddings, images, options, terms, state);
-  const DeviceGuard guard(embeddings.device_id);
   const DeviceInfo device = device_info();
   const Stream queue = as_stream(stream);
   if (images.images == 0) return fill_bytes(state.images.data, 0, 8, queue);
@@ -922,7 +920,6 @@ void backward_cuda(const Array& embeddings, const Array* offsets, const Options&
   expect(grad.dtype == embeddings.dtype && grad.shape == embeddings.shape,
          "grad: expected the shape and type of embeddings");
   if (images.images == 0) return;
-  const DeviceGuard guard(embeddings.device_id);
   const DeviceInfo device = device_info();
   const Stream queue = as_stream(stream);
   const int64_t capacity = capacity_of(state, images);

@@ -338,7 +338,6 @@ struct BackwardPlan {
 void forward_cuda(const Array& features, const Query& query, const Array& values, int64_t stream) {
   const Map map = map_of(features);
   const Points points = checked_points(query, map, features, values);
-  const DeviceGuard guard(features.device_id);
   dispatch_floating(features.dtype, "features", [&](auto element) {
     using T = decltype(element);
     launch(gather_kernel<T>, "gather_at", blocks_for(values.size()), kThreads, 0, as_stream(stream),
@@ -355,7 +354,6 @@ void backward_cuda(const Array& grad_values, const Array& features, const Query&
                    int64_t stream) {
   const Map map = map_of(features);
   const Points points = checked_points(query, map, features, grad_values);
-  const DeviceGuard guard(features.device_id);
   const Stream queue = as_stream(stream);
   const int64_t rows = map.images * points.count * map.groups;
   if (grad_features) {

@@ -272,7 +272,6 @@ void find_candidates_cuda(const Array& heatmaps, const Array& tags, const Option
   const int64_t maps = heatmaps.shape[0] * heatmaps.shape[1];
   const int64_t dims = tags.shape[1] / heatmaps.shape[1];
   expect_contiguous(candidates, DType::f64, maps * options.max_people * (2 + dims), "candidates");
-  const DeviceGuard guard(heatmaps.device_id);
   const CandidatesPlan plan(workspace.data, heatmaps);
   expect_contiguous(workspace, DType::u8, workspace.size(), "workspace");
   expect(workspace.size() >= plan.bytes, "workspace: too small");
@@ -298,7 +297,6 @@ void finish_cuda(const Array& heatmaps, const Array& tags, const Options& option
   expect_contiguous(keypoints, type, places * joints * 2, "keypoints");
   expect_contiguous(keypoint_scores, type, places * joints, "keypoint_scores");
   expect_contiguous(visibility, DType::u8, places * joints, "visibility");
-  const DeviceGuard guard(heatmaps.device_id);
   const int64_t groups = (options.max_people + kPeople - 1) / kPeople;
   const auto finish = [&](auto number) {
     using A = decltype(number);

@@ -276,7 +276,6 @@ void group_cuda(const Array& points, const Array* mask, const Array* offsets,
     const Plan<A> plan(workspace.data, points, offsets);
     expect(workspace.size() >= plan.bytes, "workspace: too small");
 
-    const DeviceGuard guard(points.device_id);
     const Stream queue = as_stream(stream);
     const View<const A> view = View<const A>::of(points);
     const Output out{output.labels.as<int64_t>(),    centers.data,

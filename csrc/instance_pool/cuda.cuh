@@ -372,7 +372,6 @@ int64_t pool_workspace(const Array& features, const Array* offsets, Reduce reduc
                        int64_t capacity) {
   expect(features.ndim == 3, "features: expected (images, channels, pixels)");
   const Images images = Images::of(features, offsets, nullptr);
-  const DeviceGuard guard(features.device_id);
   const TileShape shape = shape_of(features.dtype, features.shape[1]);
   int64_t bytes = 0;
   dispatch_cell(features.dtype, reduce, [&](auto, auto cell) {
@@ -405,7 +404,6 @@ void pool_cuda(const Array& features, const Array& labels, const Array* offsets,
   if (outputs.argmax) expect_contiguous(*outputs.argmax, DType::i64, cells * channels, "argmax");
   expect_contiguous(num_instances, DType::i64, images.images, "num_instances");
   if (images.images == 0) return;
-  const DeviceGuard guard(features.device_id);
   const DeviceInfo device = device_info();
   const Stream queue = as_stream(stream);
   const TileShape shape = shape_of(features.dtype, channels);
@@ -459,7 +457,6 @@ void spread_cuda(const Array& grad, const Array& labels, const Array* offsets,
                     "grad");
   expect(reduce != Reduce::max, "reduce: expected mean or sum");
   if (images.images == 0 || images.total == 0) return;
-  const DeviceGuard guard(grad_features.device_id);
   const Stream queue = as_stream(stream);
   const SpreadPlan plan(workspace.data, images, capacity);
   expect_workspace(workspace, plan.workspace.used());
@@ -494,7 +491,6 @@ void spread_max_cuda(const Array& grad, const Array& argmax, const Array* offset
   expect_contiguous(grad, sums_of(grad_features.dtype), grad.size(), "grad");
   expect_contiguous(argmax, DType::i64, grad.size(), "argmax");
   expect_gapless(grad_features, "grad_features");
-  const DeviceGuard guard(grad_features.device_id);
   const Stream queue = as_stream(stream);
   fill_bytes(grad_features.data, 0, grad_features.size() * item_size(grad_features.dtype), queue);
   const int64_t blocks = (grad.size() + kThreads - 1) / kThreads;

@@ -233,7 +233,6 @@ void measure_cuda(const Array& labels, const LabelRules& rules, const Array& ids
   expect(workspace.size() >= plan.bytes, "workspace: too small");
   if (images == 0) return;
 
-  const DeviceGuard guard(labels.device_id);
   const Stream queue = as_stream(stream);
   const int64_t segments = (grid.pixels() + kSegment - 1) / kSegment;
   const Input input{labels.data,

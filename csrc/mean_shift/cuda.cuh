@@ -152,7 +152,6 @@ int64_t cuda_workspace(const Array& embeddings, const Array* mask, const Array* 
                        const Options& options, int64_t capacity) {
   expect(embeddings.ndim == 3, "embeddings: expected (images, channels, pixels)");
   const Images images = Images::of(embeddings, offsets, nullptr);
-  const DeviceGuard guard(embeddings.device_id);
   int64_t bytes = 0;
   dispatch_floating(embeddings.dtype, "embeddings", [&](auto element) {
     with_plan<decltype(element)>(options.seeding, [&](auto* kind) {
@@ -190,7 +189,6 @@ void group_cuda(const Array& embeddings, const Array* mask, const Array* offsets
   expect_contiguous(output.iterations, DType::i64, images.images, "iterations");
   expect_contiguous(workspace, DType::u8, workspace.size(), "workspace");
 
-  const DeviceGuard guard(embeddings.device_id);
   const Stream queue = as_stream(stream);
   fill_bytes(output.labels.data, 0, images.total * 8, queue);
   if (images.images == 0) return;

@@ -343,7 +343,6 @@ void forward_cuda(const Array& embeddings, const Array& indices, const Array& lo
   expect_contiguous(losses, type, shape.images, "losses");
   if (slopes) expect_contiguous(*slopes, type, indices.size() * shape.channels, "slopes");
   expect_contiguous(workspace, DType::u8, workspace.size(), "workspace");
-  const DeviceGuard guard(embeddings.device_id);
   const Stream queue = as_stream(stream);
   if (slopes) fill_bytes(slopes->data, 0, slopes->size() * item_size(type), queue);
   if (indices.size() == 0) {
@@ -377,7 +376,6 @@ void backward_cuda(const Array& grad_losses, const Array& slopes, const Array& i
   expect_contiguous(grad_losses, type, shape.images, "grad_losses");
   expect_contiguous(slopes, type, indices.size() * shape.channels, "slopes");
   expect_gapless(grad, "grad");
-  const DeviceGuard guard(grad.device_id);
   const Stream queue = as_stream(stream);
   fill_bytes(grad.data, 0, grad.size() * item_size(grad.dtype), queue);
   dispatch_floating(grad.dtype, "grad", [&](auto element) {

@@ -392,7 +392,6 @@ void forward_cuda(const Array& points, const Array* mask, const Array* offsets, 
                   int64_t stream) {
   check(points, mask, rule, state, workspace);
   check_like(shifted, points, "shifted");
-  const DeviceGuard guard(points.device_id);
   const Stream queue = as_stream(stream);
   dispatch(points, [&](auto type) {
     using A = decltype(type);
@@ -417,7 +416,6 @@ void backward_cuda(const Array& grad_shifted, const Array& points, const Array& 
   check_like(grad_shifted, points, "grad_shifted");
   check_like(shifted, points, "shifted");
   check_like(grad, points, "grad");
-  const DeviceGuard guard(points.device_id);
   const Stream queue = as_stream(stream);
   dispatch(points, [&](auto type) {
     using A = decltype(type);

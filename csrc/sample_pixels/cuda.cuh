@@ -201,7 +201,6 @@ void sample_cuda(const Array& labels, const Array* offsets, const LabelRules& ru
   expect(workspace.size() >= pieces.used(), "workspace: too small");
   if (indices.size() == 0) return;
 
-  const DeviceGuard guard(labels.device_id);
   const Stream queue = as_stream(stream);
   images.invalid = work.invalid;
   check_offsets(images, work.invalid, queue);

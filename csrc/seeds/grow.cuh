@@ -250,7 +250,6 @@ void grow_cuda(const Array& embeddings, const Array* mask, const Array& seeds, c
   expect_contiguous(instances, DType::i64, images, "instances");
   expect_contiguous(workspace, DType::u8, workspace.size(), "workspace");
   if (images == 0) return;
-  const DeviceGuard guard(embeddings.device_id);
   const Stream queue = as_stream(stream);
   const int64_t shared = padded_bytes<uint32_t>(kWarps * count);
   expect(shared <= device_info().shared,

@@ -173,7 +173,6 @@ void mask_iou_cuda(const Array& embeddings, const Array& labels, const Array& se
   expect_contiguous(iou, embeddings.dtype == DType::f64 ? DType::f64 : DType::f32,
                     seeds.size() * radii, "iou");
   expect_contiguous(workspace, DType::u8, workspace.size(), "workspace");
-  const DeviceGuard guard(embeddings.device_id);
   const Stream queue = as_stream(stream);
   fill_bytes(iou.data, 0, iou.size() * item_size(iou.dtype), queue);
   if (seeds.size() == 0) return;

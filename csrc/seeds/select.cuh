@@ -244,7 +244,6 @@ struct SelectPlan {
 
 int64_t select_cuda_workspace(const Array& embeddings) {
   check_embeddings(embeddings);
-  const DeviceGuard guard(embeddings.device_id);
   return dispatch_floating(embeddings.dtype, "embeddings", [&](auto element) {
     return SelectPlan<decltype(element)>(nullptr, embeddings.shape[0], embeddings.shape[2],
                                          embeddings.shape[1])
@@ -267,7 +266,6 @@ void select_cuda(const Array& embeddings, const Array& seediness, const Array* m
   expect_contiguous(scores, scores.dtype, indices.size(), "scores");
   expect_contiguous(workspace, DType::u8, workspace.size(), "workspace");
   if (indices.size() == 0) return;
-  const DeviceGuard guard(embeddings.device_id);
   const Stream queue = as_stream(stream);
   dispatch_floating(embeddings.dtype, "embeddings", [&](auto element) {
     using T = decltype(element);

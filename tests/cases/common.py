@@ -28,6 +28,10 @@ def random_labels(*shape: int) -> Tensor:
     return torch.randint(0, 4, shape)
 
 
-OFFSETS = (torch.tensor([0, 3, 3, 20]),)
+def ragged() -> Tensor:
+    """Offsets of 20 points in three images."""
+    return torch.tensor([0, 3, 3, 20])
+
+
 GOOD = (torch.zeros(2, 3, 4, 5), torch.zeros(2, 4, 5, dtype=torch.int64))
 GOOD_POINTS = (torch.zeros(10, 3), torch.zeros(10, dtype=torch.int64))

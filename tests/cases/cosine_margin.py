@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tests.cases.common import GOOD, GOOD_POINTS, OFFSETS, BadInput, OpCases, random_embeddings, random_labels
+from tests.cases.common import GOOD, GOOD_POINTS, BadInput, OpCases, ragged, random_embeddings, random_labels
 
 
 def _loss(*shape: int, dtype: torch.dtype = torch.float32, grad: bool = True, **options: Any) -> tuple:
@@ -31,14 +31,14 @@ OPCHECK: OpCases = {
         lambda: _loss(2, 3, 5, 6, grad=False, keys=True),
         lambda: _loss(2, 8, 5, 6, keys=True, channels_last=True, squared=True),
         lambda: _loss(1, 2, 3, 4, 5, dtype=torch.float64, background=None),
-        lambda: _loss(20, 3, offsets=OFFSETS[0], keys=True),
+        lambda: _loss(20, 3, offsets=ragged(), keys=True),
         lambda: _loss(20, 3),
         lambda: _loss(0, 3, 5, 6),
     ],
     "instembed::cosine_margin_loss_backward": [
         lambda: _loss_backward(None, 2, 3, 5, 6),
         lambda: _loss_backward(None, 20, 3),
-        lambda: _loss_backward(OFFSETS[0], 20, 3),
+        lambda: _loss_backward(ragged(), 20, 3),
     ],
 }
 

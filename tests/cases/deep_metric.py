@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.cases.common import GOOD, GOOD_POINTS, OFFSETS, BadInput, OpCases, random_embeddings, random_labels
+from tests.cases.common import GOOD, GOOD_POINTS, BadInput, OpCases, ragged, random_embeddings, random_labels
 
 
 def _words(images: int) -> Tensor:
@@ -36,7 +36,7 @@ OPCHECK: OpCases = {
         lambda: _sample(random_labels(2, 5, 6), most=None),
         lambda: _sample(random_labels(1, 3, 4, 5).int()),
         lambda: _sample(random_labels(20)),
-        lambda: _sample(random_labels(20), *OFFSETS),
+        lambda: _sample(random_labels(20), ragged()),
         lambda: _sample(random_labels(0, 5, 6)),
     ],
     "instembed::pairwise_similarity_loss": [
@@ -50,7 +50,7 @@ OPCHECK: OpCases = {
         lambda: _loss(
             random_embeddings(1, 2, 3, 4, 5, dtype=torch.float64).requires_grad_(), random_labels(1, 3, 4, 5)
         ),
-        lambda: _loss(random_embeddings(20, 3).requires_grad_(), random_labels(20), *OFFSETS),
+        lambda: _loss(random_embeddings(20, 3).requires_grad_(), random_labels(20), ragged()),
         lambda: _loss(random_embeddings(2, 3, 7, dtype=torch.float16).requires_grad_(), random_labels(2, 7)),
         lambda: _loss(random_embeddings(0, 3, 5, 6).requires_grad_(), random_labels(0, 5, 6)),
     ],
@@ -60,7 +60,7 @@ OPCHECK: OpCases = {
             random_embeddings(2, 3, 5, 6).contiguous(memory_format=torch.channels_last),
             random_labels(2, 5, 6),
         ),
-        lambda: _loss_backward(random_embeddings(20, 3), random_labels(20), *OFFSETS),
+        lambda: _loss_backward(random_embeddings(20, 3), random_labels(20), ragged()),
     ],
 }
 
@@ -86,7 +86,7 @@ def _shared_cases(good: tuple[Any, ...], points: tuple[Any, ...]) -> list[BadInp
             "5 instances",
         ),
         BadInput(
-            "offsets with images", ValueError, "offsets", good, {"samples": 2, "offsets": OFFSETS[0]}
+            "offsets with images", ValueError, "offsets", good, {"samples": 2, "offsets": ragged()}
         ),
         BadInput(
             "offsets end", ValueError, "offsets", points, {"samples": 2, "offsets": torch.tensor([0, 9])},

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.cases.common import GOOD, GOOD_POINTS, OFFSETS, BadInput, OpCases, random_embeddings, random_labels
+from tests.cases.common import GOOD, GOOD_POINTS, BadInput, OpCases, ragged, random_embeddings, random_labels
 
 _DISCRIMINATIVE = (0.5, 1.5, 2, 0, None, False, False, None)
 
@@ -37,7 +37,7 @@ OPCHECK: OpCases = {
         lambda: _terms(
             random_embeddings(1, 2, 3, 4, 5, dtype=torch.float64).requires_grad_(), random_labels(1, 3, 4, 5)
         ),
-        lambda: _terms(random_embeddings(20, 3).requires_grad_(), random_labels(20), *OFFSETS),
+        lambda: _terms(random_embeddings(20, 3).requires_grad_(), random_labels(20), ragged()),
         lambda: _terms(random_embeddings(2, 3, 7, dtype=torch.float16).requires_grad_(), random_labels(2, 7)),
         lambda: _terms(
             random_embeddings(2, 3, 5, 6).requires_grad_(),
@@ -48,7 +48,7 @@ OPCHECK: OpCases = {
     ],
     "instembed::discriminative_terms_backward": [
         lambda: _terms_backward(random_embeddings(2, 3, 5, 6), random_labels(2, 5, 6)),
-        lambda: _terms_backward(random_embeddings(20, 3), random_labels(20), *OFFSETS),
+        lambda: _terms_backward(random_embeddings(20, 3), random_labels(20), ragged()),
     ],
 }
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tests.cases.common import GOOD, GOOD_POINTS, OFFSETS, BadInput, OpCases, random_embeddings, random_labels
+from tests.cases.common import GOOD, GOOD_POINTS, BadInput, OpCases, ragged, random_embeddings, random_labels
 
 
 def _group(
@@ -25,7 +25,7 @@ OPCHECK: OpCases = {
         lambda: _group(random_embeddings(2, 3, 5, 6), random_labels(2, 5, 6), None, 30, "nearest"),
         lambda: _group(random_embeddings(2, 3, 5, 6).requires_grad_()),
         lambda: _group(random_embeddings(2, 8, 5, 6).contiguous(memory_format=torch.channels_last)),
-        lambda: _group(random_embeddings(20, 3, dtype=torch.float64), random_labels(20) > 0, *OFFSETS),
+        lambda: _group(random_embeddings(20, 3, dtype=torch.float64), random_labels(20) > 0, ragged()),
         lambda: _group(random_embeddings(0, 3, 5, 6), max_instances=1),
     ],
 }

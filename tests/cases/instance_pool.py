@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.cases.common import GOOD, GOOD_POINTS, OFFSETS, BadInput, OpCases, random_embeddings, random_labels
+from tests.cases.common import GOOD, GOOD_POINTS, BadInput, OpCases, ragged, random_embeddings, random_labels
 
 
 def _pool(
@@ -39,7 +39,7 @@ OPCHECK: OpCases = {
         lambda: _pool(
             random_embeddings(1, 2, 3, 4, 5, dtype=torch.float64).requires_grad_(), random_labels(1, 3, 4, 5)
         ),
-        lambda: _pool(random_embeddings(20, 3).requires_grad_(), random_labels(20), *OFFSETS, reduce="max"),
+        lambda: _pool(random_embeddings(20, 3).requires_grad_(), random_labels(20), ragged(), reduce="max"),
         lambda: _pool(random_embeddings(2, 3, 7, dtype=torch.bfloat16).requires_grad_(), random_labels(2, 7)),
         lambda: _pool(random_embeddings(0, 3, 5, 6).requires_grad_(), random_labels(0, 5, 6)),
     ],
@@ -47,8 +47,8 @@ OPCHECK: OpCases = {
         lambda: _pool_backward(random_embeddings(2, 3, 5, 6), random_labels(2, 5, 6)),
         lambda: _pool_backward(random_embeddings(2, 3, 5, 6), random_labels(2, 5, 6), reduce="max"),
         lambda: _pool_backward(random_embeddings(2, 3, 5, 6), random_labels(2, 5, 6), last=True),
-        lambda: _pool_backward(random_embeddings(20, 3), random_labels(20), *OFFSETS, reduce="sum"),
-        lambda: _pool_backward(random_embeddings(20, 3), random_labels(20), *OFFSETS, reduce="max"),
+        lambda: _pool_backward(random_embeddings(20, 3), random_labels(20), ragged(), reduce="sum"),
+        lambda: _pool_backward(random_embeddings(20, 3), random_labels(20), ragged(), reduce="max"),
     ],
 }
 

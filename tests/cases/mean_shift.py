@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.cases.common import GOOD, GOOD_POINTS, OFFSETS, BadInput, OpCases, random_embeddings, random_labels
+from tests.cases.common import GOOD, GOOD_POINTS, BadInput, OpCases, ragged, random_embeddings, random_labels
 
 
 def _grouping(
@@ -27,7 +27,7 @@ OPCHECK: OpCases = {
             random_labels(2, 5, 6),
         ),
         lambda: _grouping(random_embeddings(1, 2, 3, 4, 5, dtype=torch.float64), seeding="all"),
-        lambda: _grouping(random_embeddings(20, 3, dtype=torch.bfloat16), random_labels(20) > 0, *OFFSETS),
+        lambda: _grouping(random_embeddings(20, 3, dtype=torch.bfloat16), random_labels(20) > 0, ragged()),
         lambda: _grouping(random_embeddings(0, 3, 5, 6), max_instances=2),
     ],
 }

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tests.cases.common import GOOD, GOOD_POINTS, OFFSETS, BadInput, OpCases, random_embeddings, random_labels
+from tests.cases.common import GOOD, GOOD_POINTS, BadInput, OpCases, ragged, random_embeddings, random_labels
 
 
 def _unit(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -35,14 +35,14 @@ OPCHECK: OpCases = {
         ),
         lambda: _shift(_unit(2, 3, 6, 5).transpose(2, 3).requires_grad_()),
         lambda: _shift(_unit(1, 2, 3, 4, 5, dtype=torch.float64).requires_grad_()),
-        lambda: _shift(_unit(20, 3).requires_grad_(), random_labels(20) > 0, *OFFSETS),
+        lambda: _shift(_unit(20, 3).requires_grad_(), random_labels(20) > 0, ragged()),
         lambda: _shift(_unit(0, 3, 5, 6).requires_grad_()),
     ],
     "instembed::recurrent_mean_shift_backward": [
         lambda: _shift_backward(_unit(2, 3, 5, 6)),
         lambda: _shift_backward(_unit(2, 3, 5, 6, dtype=torch.float64), random_labels(2, 5, 6)),
         lambda: _shift_backward(_unit(2, 8, 5, 6).contiguous(memory_format=torch.channels_last)),
-        lambda: _shift_backward(_unit(20, 3), None, *OFFSETS),
+        lambda: _shift_backward(_unit(20, 3), None, ragged()),
     ],
 }
 

@@ -79,6 +79,7 @@ struct Block {
   int stuck = 0;                  // turns in which all its threads did was to look again
   std::array<int, 32> in_warp{};  // threads of each warp that wait in an operation
   std::map<const void*, std::unique_ptr<Array>> arrays;
+  int64_t fixed_bytes = 0;  // of shared memory, in `arrays`
   std::map<int64_t, std::unique_ptr<Array>> dynamic_arrays;
 };
 
@@ -336,6 +337,14 @@ void check_index(const Array* array, int64_t index) {
   }
 }
 
+// What a block needs, all arrays together.
+void check_shared(int64_t bytes) {
+  if (bytes > device_info().shared) {
+    fail(std::to_string(bytes) + " bytes of shared memory, the device has " +
+         std::to_string(device_info().shared));
+  }
+}
+
 [[noreturn]] void race(const Array* array, int64_t index, const char* what, int other) {
   fail("shared memory: " + array->name + "[" + std::to_string(index) + "] is " + what +
        (other >= 0 ? " thread " + std::to_string(other) : " several threads") +
@@ -362,10 +371,7 @@ void fail(const std::string& what) {
 
 void run(int64_t number, int count, int64_t shared_bytes, bool cooperative,
          const std::function<void()>& kernel) {
-  if (shared_bytes > device_info().shared) {
-    fail(std::to_string(shared_bytes) + " bytes of shared memory, the device has " +
-         std::to_string(device_info().shared));
-  }
+  check_shared(shared_bytes);
   threads = count;
   shared_limit = shared_bytes;
   body = &kernel;
@@ -424,8 +430,13 @@ Given warp(unsigned mask, const char* operation, uint64_t value, int source) {
 }
 
 Array* shared_array(const void* key, const char* name, int64_t n, int64_t element) {
-  auto& array = blocks[resident].arrays[key];
-  if (!array) array = new_array(name, n, element);
+  Block& block = blocks[resident];
+  auto& array = block.arrays[key];
+  if (!array) {
+    array = new_array(name, n, element);
+    block.fixed_bytes += n * element;
+    check_shared(block.fixed_bytes + shared_limit);
+  }
   return array.get();
 }
 

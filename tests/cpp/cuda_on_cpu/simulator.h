@@ -177,12 +177,6 @@ inline void fill_bytes(void* data, int byte, int64_t bytes, Stream) {
   if (bytes > 0) std::memset(data, byte, bytes);
 }
 
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int) {}
-  ~DeviceGuard() {}
-};
-
 struct DeviceInfo {
   int processors = 0;
   int64_t cache = 0;

@@ -53,6 +53,12 @@ void dynamic_bounds_kernel(int extra) {
   shared.take<int>(kThreads + extra);
 }
 
+// An array of its own beside those of the launch.
+void both_kinds_kernel() {
+  INSTEMBED_SHARED(int, values, kThreads);
+  values[threadIdx.x] = 1;
+}
+
 void global_bounds_kernel(int* output, int extra) {
   output[static_cast<int>(threadIdx.x) + extra] = 1;
 }
@@ -165,6 +171,11 @@ void test_simulator(int) {
   check(
       "dynamic shared memory", [&] { start(dynamic_bounds_kernel, kThreads * 4, 1); },
       [&] { start(dynamic_bounds_kernel, kThreads * 4, 0); }, {"260 bytes of 256"});
+  check(
+      "more shared memory than a block may have",
+      [&] { start(both_kinds_kernel, simulator::options.shared - kThreads * 4 + 16); },
+      [&] { start(both_kinds_kernel, simulator::options.shared - kThreads * 4); },
+      {"65552 bytes of shared memory, the device has 65536"});
   check(
       "shuffle from an inactive lane", [&] { start(shuffle_kernel, 0, out, 20); },
       [&] { start(shuffle_kernel, 0, out, 12); }, {"reads lane 20"});
