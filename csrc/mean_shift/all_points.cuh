@@ -175,12 +175,15 @@ template <class T, class S>
 __global__ void __launch_bounds__(kThreads, 1)
     all_points_kernel(Input<T> input, AllWork<S> work, Output out, Rules rules, int blocks) {
   INSTEMBED_SHARED(int64_t, numbers, Group::kNumbers + 1);
+  INSTEMBED_SHARED(double, bandwidth, 1);
+  if (threadIdx.x == 0) bandwidth[0] = rules.bandwidth;
+  __syncthreads();
   DynamicShared shared;
   const int channels = input.channels;
   const SharedPtr<double> sums = shared.take<double>(kWarps * channels);
   const Group::Shared of_group{sums, shared.take<double>(channels), numbers};
   const typename Trajectories<T, S>::Shared of_points{sums, shared.take<double>(kWarps * channels),
-                                                      shared.take<S>(kWarps * channels),
+                                                      shared.take<S>(kWarps * channels), bandwidth,
                                                       numbers + Group::kNumbers};
   Group group(work.exchange, of_group, channels, blocks);
   const int64_t groups = gridDim.x / blocks;

@@ -51,8 +51,8 @@ class Peeler {
     SharedPtr<int64_t> seed;      // pixel
     SharedPtr<int32_t> steps;     // shifts
     SharedPtr<int32_t> moving, finite;
-    SharedPtr<int32_t> lowest;  // of each warp
-    SharedPtr<int32_t> plan;    // whether chunks named seeds; rounds of one seed: to come, last
+    SharedPtr<int32_t> lowest;       // of each warp
+    SharedPtr<int32_t> plan;         // kPlan numbers
     SharedPtr<int64_t> label_class;  // of the round
   };
 
@@ -65,9 +65,13 @@ class Peeler {
         group_(*group),
         instances_(*instances) {}
 
+  // Whether chunks name seeds in this claim, and whether they did in the one before; how many
+  // rounds of one seed are to come, and how many were to come last.
+  enum { kNamed, kNamedBefore, kRest, kPause, kPlan };
+
   __device__ void run() {
     // Nobody has named seeds. The pass below is a barrier.
-    if (threadIdx.x < 3) shared_.plan[threadIdx.x] = 0;
+    if (threadIdx.x < kPlan) shared_.plan[threadIdx.x] = 0;
     find_tiles(cloud_, &group_);
     while (!group_.first().none() && !instances_.overflow()) {
       const int balls = choose();
@@ -92,8 +96,6 @@ class Peeler {
   }
 
  private:
-  enum { kNamed, kRest, kPause };  // numbers of the plan
-
   // Whether the next round guesses, by one thread.
   __device__ void plan(int balls, int sure) {
     if (balls > 1) {
@@ -103,6 +105,7 @@ class Peeler {
     } else if (shared_.plan[kRest] > 0) {
       shared_.plan[kRest] = shared_.plan[kRest] - 1;
     }
+    shared_.plan[kNamedBefore] = shared_.plan[kNamed];
     shared_.plan[kNamed] = shared_.plan[kRest] == 0;
   }
 
@@ -344,7 +347,8 @@ class Peeler {
             }
             open &= ~inside;
           }
-          for (uint32_t bits = __ballot_sync(kAllLanes, open != points); bits; bits &= bits - 1) {
+          const uint32_t changed = __ballot_sync(kAllLanes, open != points);
+          for (uint32_t bits = changed; bits; bits &= bits - 1) {
             const int k = __ffs(static_cast<int>(bits)) - 1;
             const uint32_t active = __shfl_sync(kAllLanes, open, k);
             const uint32_t later = cloud_.classified() ? cloud_.later(from + k) : 0;
@@ -352,7 +356,9 @@ class Peeler {
             if (lane == k) left = now;
           }
           meet_first(from + lane, left, first);
-          if (shared_.plan[kNamed]) name_leaders(from, left);
+          if (shared_.plan[kNamed] && (changed != 0 || !shared_.plan[kNamedBefore])) {
+            name_leaders(from, left);
+          }
         },
         balls);
   }
@@ -400,7 +406,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   INSTEMBED_SHARED(int32_t, moving, kSeeds);
   INSTEMBED_SHARED(int32_t, finite, kSeeds);
   INSTEMBED_SHARED(int32_t, lowest, kWarps);
-  INSTEMBED_SHARED(int32_t, plan, 3);
+  INSTEMBED_SHARED(int32_t, plan, (Peeler<T, S>::kPlan));
   INSTEMBED_SHARED(int64_t, label_class, 1);
   DynamicShared shared;
   const int channels = input.channels, sums = static_cast<int>(work.sums(channels));

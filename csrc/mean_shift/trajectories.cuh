@@ -31,7 +31,9 @@ struct Trajectories {
   struct Shared {
     SharedPtr<double> sums, centers;  // (kWarps, channels)
     SharedPtr<S> rounded;             // (kWarps, channels)
-    SharedPtr<int64_t> label_class;   // that is grouped
+    // Not a parameter: in float64 there are no registers left for what follows from it.
+    SharedPtr<double> bandwidth;
+    SharedPtr<int64_t> label_class;  // that is grouped
   };
 
   const Cloud<T, S>& cloud;
@@ -44,7 +46,7 @@ struct Trajectories {
     return modes.means + (cloud.start + i) * cloud.channels;
   }
   __device__ int32_t& count(int64_t i) const { return modes.counts[cloud.start + i]; }
-  __device__ double bandwidth() const { return rules.bandwidth; }
+  __device__ double bandwidth() const { return shared.bandwidth[0]; }
   __device__ int64_t label_class() const { return shared.label_class[0]; }
   // Whether a pixel is of the class that is grouped.
   __device__ bool takes_part(int64_t i) const {
