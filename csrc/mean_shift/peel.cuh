@@ -20,11 +20,12 @@
 
 namespace instembed::mean_shift::device {
 
-constexpr int kSeeds = 8;       // of a round, at most
+constexpr int kSeeds = 8;       // of a round, at most, each with a warp
 constexpr int kLeaders = 8;     // seeds that a chunk names, at most
 constexpr int kWorthwhile = 4;  // seeds of a round that cost as much one after the other
 constexpr int kLongPause = 63;  // rounds of one seed, after rounds that were not worthwhile
 constexpr int kInVain = 2;      // looks for seeds, of kThreads chunks each, before it is given up
+static_assert(kSeeds <= kWarps);
 
 template <class S>
 struct PeelWork {
@@ -51,7 +52,7 @@ class Peeler {
     SharedPtr<int64_t> seed;      // pixel
     SharedPtr<int32_t> steps;     // shifts
     SharedPtr<int32_t> moving, finite;
-    SharedPtr<int32_t> lowest;       // of each warp
+    SharedPtr<int32_t> seen;         // by each warp
     SharedPtr<int32_t> plan;         // kPlan numbers
     SharedPtr<int64_t> label_class;  // of the round
   };
@@ -166,8 +167,8 @@ class Peeler {
             compared = 0;
           }
         }
-        const int32_t next = lowest_of_block(own >= 0 ? own : INT32_MAX);
-        if (next == INT32_MAX) break;
+        const int32_t next = first_of_block(own);
+        if (next < 0) break;
         put_seed(balls++, next);
       }
     }
@@ -198,14 +199,19 @@ class Peeler {
     __syncthreads();
   }
 
-  __device__ int32_t lowest_of_block(int32_t own) {
-    own = reduce_warp(own, Least{});
-    if (lane_of_thread() == 0) shared_.lowest[warp_of_thread()] = own;
+  // The pixel of the first thread that has one; -1 if none does.
+  __device__ int32_t first_of_block(int32_t own) {
+    const uint32_t votes = __ballot_sync(kAllLanes, own >= 0);
+    own = __shfl_sync(kAllLanes, own, votes ? __ffs(static_cast<int>(votes)) - 1 : 0);
+    if (lane_of_thread() == 0) shared_.seen[warp_of_thread()] = own;
     __syncthreads();
-    int32_t lowest = INT32_MAX;
-    for (int w = 0; w < kWarps; ++w) lowest = min(lowest, static_cast<int32_t>(shared_.lowest[w]));
+    int32_t first = -1;
+    for (int w = kWarps - 1; w >= 0; --w) {
+      const int32_t pixel = shared_.seen[w];
+      if (pixel >= 0) first = pixel;
+    }
     __syncthreads();
-    return lowest;
+    return first;
   }
 
   // Moves the balls from their seeds to the modes above.
@@ -275,8 +281,8 @@ class Peeler {
         finite = finite && c - c == 0;
       }
       for (int d = 0; d < kWarp && from + d < channels; ++d) {
-        moved2 += __shfl_sync(kAllLanes, by2, d);
-        error2 += __shfl_sync(kAllLanes, own2, d);
+        if (step > 0) moved2 += __shfl_sync(kAllLanes, by2, d);
+        if (sizeof(S) < sizeof(double)) error2 += __shfl_sync(kAllLanes, own2, d);
       }
     }
     finite = __all_sync(kAllLanes, finite);
@@ -405,7 +411,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   INSTEMBED_SHARED(int32_t, steps, kSeeds);
   INSTEMBED_SHARED(int32_t, moving, kSeeds);
   INSTEMBED_SHARED(int32_t, finite, kSeeds);
-  INSTEMBED_SHARED(int32_t, lowest, kWarps);
+  INSTEMBED_SHARED(int32_t, seen, kWarps);
   INSTEMBED_SHARED(int32_t, plan, (Peeler<T, S>::kPlan));
   INSTEMBED_SHARED(int64_t, label_class, 1);
   DynamicShared shared;
@@ -420,7 +426,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                                                 steps,
                                                 moving,
                                                 finite,
-                                                lowest,
+                                                seen,
                                                 plan,
                                                 label_class};
   Group group(work.exchange, of_group, sums, blocks);

@@ -431,8 +431,8 @@ __device__ __forceinline__ void for_cut_tiles(const Cloud<T, S>& cloud, int64_t 
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
       tiles[k] = bits ? __ffs(static_cast<int>(bits)) - 1 : tiles[0];
+      active[k] = bits ? __shfl_sync(kAllLanes, members.active, tiles[k]) : active[0];
       bits &= bits - 1;
-      active[k] = __shfl_sync(kAllLanes, members.active, tiles[k]);
       const int own = active[k] >> lane & 1 ? lane : __ffs(static_cast<int>(active[k])) - 1;
       pixels[k] = (first + tiles[k]) * kTile + own;
       points[k] = cloud.point(pixels[k]);

@@ -295,11 +295,11 @@ void check_passes() {
   // One after the other they take 1 + 3 * 50.
   CHECK(passes(c, embeddings, nullptr, 8) <= 40);
   // Few points without structure.
-  c.pixels = 81920;
+  c.pixels = 40960;
   c.options.bandwidth = 3;
   Buffer noise(c.dtype, {1, c.channels, c.pixels}), mask(DType::u8, {1, c.pixels});
   for (int64_t i = 0; i < c.pixels; ++i) {
-    mask.as<uint8_t>()[i] = draw(1, 500) == 1;
+    mask.as<uint8_t>()[i] = draw(1, 250) == 1;
     for (int64_t d = 0; d < c.channels; ++d) {
       set(noise, c.dtype, place(noise, 0, d, i), draw(-400, 400) / 100.0);
     }
@@ -480,10 +480,10 @@ void test_mean_shift(int schedules) {
       c.options.bandwidth = 0.5;
       check(c, schedules);
       c.options.bandwidth = 4;
-      for (const int64_t max_iter : {0, 2}) {
-        c.options.max_iter = max_iter;
-        check(c, schedules);
-      }
+      c.options.max_iter = 2;
+      check(c, schedules);
+      c.options.max_iter = 0;
+      if (!all) check(c, schedules);  // check_shortcuts() has it
       c.options.max_iter = 300;
       c.options.tol = 0.3;
       check(c, schedules);
