@@ -75,7 +75,7 @@ def test_sizes(count: int, squared: bool, two_threads: None) -> None:
 def test_skipped_and_joined_tiles(margin: float, squared: bool, two_threads: None) -> None:
     """Tight groups of points: most pairs of tiles are decided by their bounds."""
     for offset in (0.0, 1.0, 3.0):  # apart in part, to near each other
-        points, labels = blobs(3000, 8, 12, 0.01, torch.float64)
+        points, labels = blobs(2000, 8, 12, 0.01, torch.float64)
         points[:, 0] += offset
         assert_matches_reference(points, labels, margin=margin, squared=squared)
         assert_matches_reference(points.float(), labels, margin=margin, squared=squared)

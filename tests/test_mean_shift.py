@@ -104,7 +104,7 @@ def test_peel_small_clusters_and_leftovers(min_size: int, leftovers: str) -> Non
 @pytest.mark.parametrize("points", [50, 1500])
 @pytest.mark.parametrize("channels", [1, 2, 5, 16, 33])
 def test_peel_points(points: int, channels: int) -> None:
-    for spread in (0.05, 0.4, 2.0):
+    for spread in (0.05, 2.0, 0.4):
         embeddings = clusters(points, channels, 7, spread)
         check(embeddings, 1.5, min_size=3, leftovers="nearest")
     check(embeddings.double(), 1.5)

@@ -2,9 +2,9 @@
 // (tests/cpp/cuda_on_cpu), which runs the very same source on the CPU.
 //
 // Kernels use the CUDA names. Three things go through this header, so that the simulator can watch
-// them: shared memory (INSTEMBED_SHARED, DynamicShared, and SharedPtr<T> for what points into it),
-// launches (launch(), and launch_together() for blocks that wait for each other by spin()), and
-// what the host asks of a device.
+// them: shared memory (INSTEMBED_SHARED(_VECTORS), DynamicShared, and SharedPtr<T> for what points
+// into it), launches (launch(), and launch_together() for blocks that wait for each other by
+// spin()), and what the host asks of a device.
 #pragma once
 
 #include <cstdint>
@@ -27,6 +27,8 @@ using SharedPtr = T*;
 
 // An array of n elements, n a constant, that the threads of a block share.
 #define INSTEMBED_SHARED(T, name, n) __shared__ T name[n]
+// Elements that a thread reads side by side, at a multiple of 16 bytes, come by one load.
+#define INSTEMBED_SHARED_VECTORS(T, name, n) __shared__ __align__(16) T name[n]
 
 // Shared memory of the size that launch() was told, handed out in pieces: every thread takes the
 // same pieces in the same order.

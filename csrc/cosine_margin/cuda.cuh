@@ -10,14 +10,13 @@
 //
 // For N pixels that take part, D channels, float32:
 //   bytes   N_all (L + 1) labels of all pixels, once more with keys a digit (6 each)
-//         + N (2 D S + 60)      packed, and what is known of each slot
+//         + N (2 D S + 250)     packed, and what is known of each slot
 //         + N^2 / 64 (2 D) S    tiles, from the L2 (S = 4 bytes)
 //         + N_all D S           the gradient, which is zero elsewhere
 //   flops   N^2 (4 D + 4), half of it without gradient.
-// At N = 16384, D = 64: 70 GFLOP, 1.2 ms at 60 TFLOP/s, 2 GB of the L2: arithmetic is the limit.
-// Two walks of one block an image over its pixels cost about 1 us each 256 pixels (assumed), 0.1
-// ms. Unlike the CPU kernel this takes no advantage of the hinge's being linear or of the matrix's
-// symmetry. Reasoned, not measured: the kernels have never run on a GPU.
+// At N = 16384, D = 64: 70 GFLOP, 2.1 ms at 33 TFLOP/s (see sphere/products.cuh), 2 GB of the L2:
+// arithmetic is the limit. Unlike the CPU kernel this takes no advantage of the hinge's being
+// linear or of the matrix's symmetry. Reasoned, not measured: the kernels have never run on a GPU.
 #pragma once
 
 #include <cmath>
@@ -135,13 +134,13 @@ __device__ __forceinline__ bool to_hinges(const Fields<A>& fields, const int32_t
   bool any = false;
 #pragma unroll
   for (int k = 0; k < kEach; ++k) {
-    const int32_t own = instances[row + k * kSide];
+    const int32_t own = instances[row + k];
     A sum = 0;
 #pragma unroll
     for (int l = 0; l < kEach; ++l) {
       const A above = dots[k][l] - least;
-      const bool counts = above > 0 && instances[column + l * kSide] != own;
-      const A weight = counts ? fields.weights[column + l * kSide] : A(0);
+      const bool counts = above > 0 && instances[column + l] != own;
+      const A weight = counts ? fields.weights[column + l] : A(0);
       dots[k][l] = squared ? weight * above : weight;
       if (counts) sum += dots[k][l] * above;
       any = any || counts;
@@ -155,8 +154,8 @@ __device__ __forceinline__ bool to_hinges(const Fields<A>& fields, const int32_t
 template <class A, int U, bool squared, bool gradient>
 __global__ void __launch_bounds__(kThreads, 2)
     push_kernel(Slots slots, Segments segments, Fields<A> fields, A least, int groups) {
-  INSTEMBED_SHARED(A, stage, kStage<A>);
-  INSTEMBED_SHARED(A, weights, kTile * kPitch);
+  INSTEMBED_SHARED_VECTORS(A, stage, kStage<A>);
+  INSTEMBED_SHARED_VECTORS(A, weights, kTile * kPitch);
   const Place place(slots, blockIdx.x / groups);
   if (!place.used()) return;
   const int first = static_cast<int>(blockIdx.x % groups) * U * kSide;
@@ -201,6 +200,7 @@ __global__ void __launch_bounds__(kThreads)
   const int32_t count = slots.counts[image];
   const int64_t first = count > 0 ? slots.first_slot(image) : 0;
   double own = 0, loss = 0;
+#pragma unroll 4
   for (int64_t s = first + threadIdx.x; s < first + count; s += kThreads) {
     own += fields.terms[s] + scale * fields.weights[s] * fields.hinges[s];
   }
@@ -258,12 +258,14 @@ struct Plan {
   IdPlaces places;
   Limits limits;
   Fields<A> fields;
-  uint8_t* marks = nullptr;
+  Marks marks;
   int64_t* invalid = nullptr;
   int64_t bytes = 0;
 
   Plan(void* base, const Array& points, const Array* offsets, int64_t most, bool gradient)
-      : entries(Images::of(points, offsets, nullptr), points.shape[1], most), slots(entries) {
+      : entries(Images::of(points, offsets, nullptr), points.shape[1], most),
+        slots(entries),
+        marks(slots.images) {
     Workspace workspace(base);
     entries.take(&workspace);
     slots.take(&workspace);
@@ -278,33 +280,27 @@ struct Plan {
     fields.tile_sums = workspace.take<double>(slots.tiles() * slots.channels);
     fields.terms = workspace.take<double>(slots.slots());
     fields.bad = workspace.take<int32_t>(slots.images.images);
-    marks = workspace.take<uint8_t>(slots.images.total);
+    marks.take(&workspace);
     invalid = workspace.take<int64_t>(1);
-    entries.images.invalid = slots.images.invalid = invalid;
+    entries.images.invalid = slots.images.invalid = marks.chunks.images.invalid = invalid;
     bytes = workspace.used();
   }
 
   void find_instances(const Array& labels, Stream queue) const {
-    const int64_t blocks = blocks_of(entries.slots()), images = entries.images.images;
+    const int64_t blocks = blocks_of(entries.slots());
     fill_bytes(places.entries, 0xff, 2 * slots.slots() * 4, queue);
-    fill_bytes(segments.sizes, 0, slots.slots() * 4, queue);
     launch(insert_ids_kernel, "insert_ids", blocks, kThreads, 0, queue, entries,
            Integers::of(&labels), places, segments.leaders);
     launch(find_leaders_kernel, "find_leaders", blocks, kThreads, 0, queue, entries, places,
            segments.leaders);
-    launch(count_members_kernel, "count_members", blocks, kThreads, 0, queue, entries, segments);
-    launch(order_kernel, "order", images, kThreads, 0, queue, entries, slots, segments, 1);
+    order(entries, slots, segments, 1, queue);
   }
 
   void pull(const View<const A>& points, Stream queue) const {
-    constexpr int kParts = 32;
     const double rounding = 64 * std::numeric_limits<A>::epsilon();
     fill_bytes(fields.bad, 0, slots.images.images * 4, queue);
     launch(pack_kernel<A>, "pack", slots.tiles(), kThreads, 0, queue, slots, points, fields.points);
-    launch(sum_tiles_kernel<A>, "sum_tiles", slots.tiles(), kThreads, 0, queue, slots,
-           fields.points, fields.tile_sums);
-    launch(sum_segments_kernel<A>, "sum_segments", slots.images.images * kParts, kThreads, 0, queue,
-           slots, segments, fields.points, fields.tile_sums, fields.pulls, kParts);
+    sum_instances(slots, segments, fields.points, fields.tile_sums, fields.pulls, queue);
     launch(pull_kernel<A>, "pull", blocks_of(slots.slots()), kThreads, 0, queue, slots, segments,
            fields, rounding);
   }

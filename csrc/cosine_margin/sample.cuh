@@ -3,7 +3,8 @@
 //
 // The key up to which pixels are taken is found digit by digit: all pixels whose key begins like it
 // are counted by their next 8 bits, and the digit is the one that its rank falls into. Counts are
-// integers, so their order does not matter.
+// integers, so their order does not matter. A block counts its pixels for itself first: the numbers
+// in [0.5, 1), half of all, begin with the same 8 bits.
 #pragma once
 
 #include <cmath>
@@ -24,8 +25,12 @@ struct Keys {  // of pixels; float32 and not negative: their order is that of th
   View<const float> view;
   Sampling sampling;
 
-  __device__ uint32_t at(const Images& images, int64_t i) const {
-    return bit_cast<uint32_t>(*view.at(images, i));
+  __device__ void load(const Images& images, const Quad& quad,
+                       uint32_t (&key)[Quad::kPixels]) const {
+#pragma unroll
+    for (int k = 0; k < Quad::kPixels; ++k) {
+      key[k] = k < quad.pixels ? bit_cast<uint32_t>(*view.at(images, quad.first + k)) : 0;
+    }
   }
 };
 
@@ -50,16 +55,26 @@ static __global__ void __launch_bounds__(kThreads)
   marks[i] = rules.is_background(id) || rules.is_ignored(id) ? 0 : 1;
 }
 
-// A thread a pixel.
+// A block a chunk.
 static __global__ void __launch_bounds__(kThreads)
-    count_digits_kernel(Images images, Keys keys, const uint8_t* marks, Limits limits, int digit) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= images.total || !marks[i] || (images.offsets && *images.invalid)) return;
-  const int64_t image = images.image_of(i);
-  const uint32_t key = keys.at(images, i);
+    count_digits_kernel(Marks marks, Keys keys, Limits limits, int digit) {
+  INSTEMBED_SHARED(int32_t, numbers, kDigitValues);
+  numbers[threadIdx.x] = 0;
+  __syncthreads();
+  const Quad quad(marks.chunks);
+  uint32_t key[Quad::kPixels];
+  keys.load(marks.chunks.images, quad, key);
+  const unsigned taken = quad.marked(marks, 1);
+  const uint32_t known = digit > 0 ? limits.keys[quad.image] : 0;
   const int left = (kDigits - 1 - digit) * kDigitBits;  // bits after this digit
-  if (digit > 0 && key >> (left + kDigitBits) != limits.keys[image]) return;
-  atomicAdd(limits.numbers + image * kDigitValues + (key >> left) % kDigitValues, 1);
+#pragma unroll
+  for (int k = 0; k < Quad::kPixels; ++k) {
+    const bool counts = digit == 0 || key[k] >> (left + kDigitBits) == known;
+    if (counts && taken >> k & 1) atomicAdd(numbers + (key[k] >> left) % kDigitValues, 1);
+  }
+  __syncthreads();
+  const int32_t number = numbers[threadIdx.x];
+  if (number) atomicAdd(limits.numbers + quad.image * kDigitValues + threadIdx.x, number);
 }
 
 // The next digit, and numbers of zero for the one after. A block an image, a thread a digit.
@@ -84,37 +99,40 @@ static __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// 1 for pixels before the limit, 2 for those at it. A thread a pixel.
+// 1 for pixels before the limit, 2 for those at it. A block a chunk.
 static __global__ void __launch_bounds__(kThreads)
-    mark_sample_kernel(Images images, Keys keys, Limits limits, uint8_t* marks) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= images.total || !marks[i] || (images.offsets && *images.invalid)) return;
-  const uint32_t limit = limits.keys[images.image_of(i)], key = keys.at(images, i);
-  marks[i] = key < limit ? 1 : key == limit ? 2 : 0;
+    mark_sample_kernel(Marks marks, Keys keys, Limits limits) {
+  const Quad quad(marks.chunks);
+  uint32_t key[Quad::kPixels];
+  keys.load(marks.chunks.images, quad, key);
+  const unsigned taken = quad.marked(marks, 1);
+  const uint32_t limit = limits.keys[quad.image];
+#pragma unroll
+  for (int k = 0; k < Quad::kPixels; ++k) {
+    if (taken >> k & 1) marks.values[quad.first + k] = key[k] < limit ? 1 : key[k] == limit ? 2 : 0;
+  }
 }
 
 // Gives the pixels that take part their entries.
 static inline void choose(const Slots& entries, const Array& labels, const LabelRules& rules,
                           const Array* keys, const Sampling& sampling, const Limits& limits,
-                          uint8_t* marks, Stream queue) {
+                          const Marks& marks, Stream queue) {
   const Images& images = entries.images;
-  const int64_t blocks = blocks_of(images.total);
-  launch(mark_labels_kernel, "mark_labels", blocks, kThreads, 0, queue, images,
-         Integers::of(&labels), DeviceRules::of(rules), marks);
+  launch(mark_labels_kernel, "mark_labels", blocks_of(images.total), kThreads, 0, queue, images,
+         Integers::of(&labels), DeviceRules::of(rules), marks.values);
   if (keys) {
     const Keys view{{keys->as<const float>(), {keys->strides[0], 0, keys->strides[1]}}, sampling};
+    const int64_t chunks = marks.chunks.number();
     fill_bytes(limits.numbers, 0, images.images * kDigitValues * 4, queue);
     for (int digit = 0; digit < kDigits; ++digit) {
-      launch(count_digits_kernel, "count_digits", blocks, kThreads, 0, queue, images, view, marks,
-             limits, digit);
+      launch(count_digits_kernel, "count_digits", chunks, kThreads, 0, queue, marks, view, limits,
+             digit);
       launch(find_digit_kernel, "find_digit", images.images, kThreads, 0, queue, sampling, limits,
              digit);
     }
-    launch(mark_sample_kernel, "mark_sample", blocks, kThreads, 0, queue, images, view, limits,
-           marks);
+    launch(mark_sample_kernel, "mark_sample", chunks, kThreads, 0, queue, marks, view, limits);
   }
-  launch(collect_kernel, "collect", images.images, kThreads, 0, queue, entries, marks,
-         keys ? limits.ranks : nullptr);
+  give_slots(entries, marks, keys ? limits.ranks : nullptr, queue);
 }
 
 }  // namespace

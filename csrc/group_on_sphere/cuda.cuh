@@ -1,16 +1,19 @@
 // Connected components of points on the unit sphere, on CUDA.
 //
 // Points that take part are packed into tiles in the order of their pixels. A block owns a tile and
-// multiplies it with every tile that does not come before; pairs above the threshold are united in
-// a forest (forest.cuh) as they are found, so one launch does it all: no N x N, no rounds, and
-// nobody waits for anybody. Then components are numbered by their first points, and their points
-// put side by side for sums in a fixed order (sphere/segments.cuh).
+// multiplies it with itself and the half of the others that come next, in a circle: each pair of
+// tiles once, and no block has more than one pair more than another. Pairs above the threshold are
+// united in a forest (forest.cuh) as they are found, so one launch does it all: no N x N, no
+// rounds, and nobody waits for anybody. Then components are numbered by their first points, and
+// their points put side by side for sums in a fixed order (sphere/segments.cuh).
 //
 // For N points of D channels, float32:
-//   bytes   N (2 D S + 50), N^2 / 128 (2 D) S of the L2 (S = 4 bytes), labels 8 N
-//   flops   N^2 D, 4.3 GFLOP at N = 16384 and D = 16, 0.07 ms at 60 TFLOP/s;
-//           two reads of the L2 each connected pair: converged points make many, N^2 / (2 C) in C
-//           instances, 4.5 M at C = 30: likely the limit.
+//   bytes   N (2 D S + 240), N^2 / 128 (2 D) S of the L2 (S = 4 bytes), labels 8 N
+//   flops   N^2 D, 4.3 GFLOP at N = 16384 and D = 16, 0.13 ms at 33 TFLOP/s (see
+//           sphere/products.cuh);
+//           eight reads of the L2 each 4 x 4 pairs of which some are connected, and two each
+//           connected pair that has no common parent yet. Converged points make many connected
+//           pairs, N^2 / (2 C) in C instances, 4.5 M at C = 30.
 // Unlike the CPU kernel this skips no tiles and joins none at once. Reasoned, not measured: the
 // kernels have never run on a GPU.
 #pragma once
@@ -55,20 +58,25 @@ __device__ __forceinline__ double cosine(const Slots& entries, const A* points, 
   return sum;
 }
 
-// Unites connected points of a tile and those that do not come before. `slack` is what rounding may
-// do to a cosine in A.
+// Unites connected points of a tile, and of it and the tiles that come next. `slack` is what
+// rounding may do to a cosine in A.
 template <class A>
 __global__ void __launch_bounds__(kThreads, 2)
     connect_kernel(Slots entries, const A* points, double threshold, double slack,
                    int32_t* parents) {
-  INSTEMBED_SHARED(A, stage, kStage<A>);
+  INSTEMBED_SHARED_VECTORS(A, stage, kStage<A>);
   const Place place(entries, blockIdx.x);
   if (!place.used()) return;
   const Forest forest(parents + place.first);
   const auto least = static_cast<A>(threshold - slack), certain = static_cast<A>(threshold + slack);
   const int64_t tile_elements = int64_t{entries.channels} * kTile;
-  const int64_t end = entries.first_tile(place.image) + entries.tiles_taken(place.image);
-  for (int64_t other = place.tile; other < end; ++other) {
+  const int64_t begin = entries.first_tile(place.image), tiles = entries.tiles_taken(place.image);
+  // Itself and (tiles - 1) / 2 more. The one that lies opposite, if tiles are even, is left to the
+  // first of the two.
+  const int64_t own = place.tile - begin, others = (tiles - (2 * own < tiles ? 0 : 1)) / 2;
+  for (int64_t step = 0; step <= others; ++step) {
+    const int64_t next = own + step;
+    const int64_t other = begin + (next < tiles ? next : next - tiles);
     A cosines[kEach][kEach] = {};
     add_dots(points + place.tile * tile_elements, points + other * tile_elements, entries.channels,
              stage, cosines);
@@ -81,11 +89,28 @@ __global__ void __launch_bounds__(kThreads, 2)
         sure |= (cosines[k][l] >= certain ? 1u : 0u) << (k * kEach + l);
       }
     }
+    if (near) {  // those with one parent are together already, the most of what has converged
+      const int64_t row = place.tile * kTile + row_of_thread() - place.first;
+      const int64_t column = other * kTile + column_of_thread() - place.first;
+      int32_t above[kEach], above_other[kEach];
+#pragma unroll
+      for (int k = 0; k < kEach; ++k) {
+        above[k] = forest.parent(static_cast<int32_t>(row) + k);
+        above_other[k] = forest.parent(static_cast<int32_t>(column) + k);
+      }
+#pragma unroll
+      for (int k = 0; k < kEach; ++k) {
+#pragma unroll
+        for (int l = 0; l < kEach; ++l) {
+          if (above[k] == above_other[l]) near &= ~(1u << (k * kEach + l));
+        }
+      }
+    }
     for (; near; near &= near - 1) {
       const int bit = __ffs(static_cast<int>(near)) - 1;
-      const int64_t r = place.tile * kTile + row_of_thread() + bit / kEach * kSide;
-      const int64_t c = other * kTile + column_of_thread() + bit % kEach * kSide;
-      if (c <= r || !place.holds(c)) continue;
+      const int64_t r = place.tile * kTile + row_of_thread() + bit / kEach;
+      const int64_t c = other * kTile + column_of_thread() + bit % kEach;
+      if ((step == 0 && c <= r) || !place.holds(r) || !place.holds(c)) continue;
       const auto a = static_cast<int32_t>(r - place.first);
       const auto b = static_cast<int32_t>(c - place.first);
       if (forest.parent(a) == forest.parent(b)) continue;
@@ -181,12 +206,14 @@ struct Plan {
   A* points = nullptr;   // packed in either order
   double* tile_sums = nullptr;
   double* sums = nullptr;
-  uint8_t* marks = nullptr;
+  Marks marks;
   int64_t* invalid = nullptr;
   int64_t bytes = 0;
 
   Plan(void* base, const Array& array, const Array* offsets)
-      : entries(Images::of(array, offsets, nullptr), array.shape[1]), slots(entries) {
+      : entries(Images::of(array, offsets, nullptr), array.shape[1]),
+        slots(entries),
+        marks(slots.images) {
     Workspace workspace(base);
     entries.take(&workspace);
     slots.take(&workspace);
@@ -194,9 +221,9 @@ struct Plan {
     points = workspace.take<A>(slots.elements());
     tile_sums = workspace.take<double>(slots.tiles() * slots.channels);
     sums = workspace.take<double>(slots.elements());
-    marks = workspace.take<uint8_t>(slots.images.total);
+    marks.take(&workspace);
     invalid = workspace.take<int64_t>(1);
-    entries.images.invalid = slots.images.invalid = invalid;
+    entries.images.invalid = slots.images.invalid = marks.chunks.images.invalid = invalid;
     bytes = workspace.used();
   }
 
@@ -205,8 +232,8 @@ struct Plan {
     const Images& images = entries.images;
     const int64_t blocks = blocks_of(entries.slots());
     launch(mark_units_kernel<A>, "mark_units", blocks_of(images.total), kThreads, 0, queue, entries,
-           view, mask, marks);
-    launch(collect_kernel, "collect", images.images, kThreads, 0, queue, entries, marks, nullptr);
+           view, mask, marks.values);
+    give_slots(entries, marks, nullptr, queue);
     launch(pack_kernel<A>, "pack", entries.tiles(), kThreads, 0, queue, entries, view, points);
     launch(plant_kernel, "plant", blocks, kThreads, 0, queue, entries, segments.leaders);
     const double slack = 4 * (static_cast<double>(entries.channels) + 8) *
@@ -217,17 +244,9 @@ struct Plan {
   }
 
   void sum(const View<const A>& view, int64_t min_size, Stream queue) const {
-    constexpr int kParts = 32;
-    const int64_t images = slots.images.images;
-    fill_bytes(segments.sizes, 0, slots.slots() * 4, queue);
-    launch(count_members_kernel, "count_members", blocks_of(entries.slots()), kThreads, 0, queue,
-           entries, segments);
-    launch(order_kernel, "order", images, kThreads, 0, queue, entries, slots, segments, min_size);
+    order(entries, slots, segments, min_size, queue);
     launch(pack_kernel<A>, "pack", slots.tiles(), kThreads, 0, queue, slots, view, points);
-    launch(sum_tiles_kernel<A>, "sum_tiles", slots.tiles(), kThreads, 0, queue, slots, points,
-           tile_sums);
-    launch(sum_segments_kernel<A>, "sum_segments", images * kParts, kThreads, 0, queue, slots,
-           segments, points, tile_sums, sums, kParts);
+    sum_instances(slots, segments, points, tile_sums, sums, queue);
   }
 };
 

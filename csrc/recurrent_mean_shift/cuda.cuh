@@ -12,11 +12,11 @@
 // + N^2 / 64 (2 D) S           tiles of rows and columns, from the L2 (S = 4 bytes)
 // + N (3 D + 2) S              sums written, read, and the result.
 // and does N^2 (4 D + 2) flops and N^2 exponentials forward, N^2 (10 D + 8) backward. At N = 16384,
-// D = 16: 18 and 45 GFLOP, 0.3 and 0.75 ms at 60 TFLOP/s; 0.54 GB of the L2 a pass and 2 x 8 MB of
-// DRAM. Arithmetic is the limit. Not done, and worth it: an order that puts neighbours together, as
-// on the CPU, with caps that skip whole tiles; the symmetry of the matrix; tensor cores, which
-// would need three products of halves for the digits of a float. Reasoned, not measured: the
-// kernels have never run on a GPU.
+// D = 16: 18 and 45 GFLOP, 0.55 and 1.4 ms at 33 TFLOP/s (see sphere/products.cuh); 0.54 GB of the
+// L2 a pass and 2 x 8 MB of DRAM. Arithmetic is the limit. Not done, and worth it: an order that
+// puts neighbours together, as on the CPU, with caps that skip whole tiles; the symmetry of the
+// matrix; tensor cores, which would need three products of halves for the digits of a float.
+// Reasoned, not measured: the kernels have never run on a GPU.
 //
 // More channels than 64 (16 in double) are shared out to several blocks, which each compute the
 // similarities.
@@ -110,10 +110,10 @@ __device__ __forceinline__ bool to_kernel(const Fields<A>& fields, const Numbers
   bool any = false;
 #pragma unroll
   for (int k = 0; k < kEach; ++k) {
-    const A half = fields.halves[row + k * kSide];
+    const A half = fields.halves[row + k];
 #pragma unroll
     for (int l = 0; l < kEach; ++l) {
-      const A power = (dots[k][l] - half - fields.halves[column + l * kSide]) * numbers.scale;
+      const A power = (dots[k][l] - half - fields.halves[column + l]) * numbers.scale;
       const bool counts = power >= numbers.least;
       any = any || counts;
       // Rounding may leave a power just above 0.
@@ -131,15 +131,12 @@ __device__ __forceinline__ void to_weights(const Fields<A>& fields, const Number
                                            A (&dots)[kEach][kEach]) {
 #pragma unroll
   for (int k = 0; k < kEach; ++k) {
-    const A b = fields.b[row + k * kSide];
+    const A b = fields.b[row + k];
 #pragma unroll
     for (int l = 0; l < kEach; ++l) {
-      const A value =
-          kernel[(row_of_thread() + k * kSide) * kPitch + column_of_thread() + l * kSide];
-      const A other = fields.b[column + l * kSide];
-      dots[k][l] = row + k * kSide == column + l * kSide
-                       ? A(0)
-                       : value * numbers.rate * (dots[k][l] - b - other);
+      const A value = kernel[(row_of_thread() + k) * kPitch + column_of_thread() + l];
+      const A other = fields.b[column + l];
+      dots[k][l] = row + k == column + l ? A(0) : value * numbers.rate * (dots[k][l] - b - other);
     }
   }
 }
@@ -149,8 +146,8 @@ __device__ __forceinline__ void to_weights(const Fields<A>& fields, const Number
 template <class A, int U, bool weighted>
 __global__ void __launch_bounds__(kThreads, 2)
     pairs_kernel(Slots slots, Fields<A> fields, Numbers<A> numbers, A* sums, int groups) {
-  INSTEMBED_SHARED(A, stage, kStage<A>);
-  INSTEMBED_SHARED(A, kernel, kTile * kPitch);
+  INSTEMBED_SHARED_VECTORS(A, stage, kStage<A>);
+  INSTEMBED_SHARED_VECTORS(A, kernel, kTile * kPitch);
   const Place place(slots, blockIdx.x / groups);
   if (!place.used()) return;
   const int first = static_cast<int>(blockIdx.x % groups) * U * kSide;
@@ -301,12 +298,12 @@ struct Plan {
   Slots slots;
   Fields<A> fields;
   A* sums = nullptr;
-  uint8_t* marks = nullptr;
+  Marks marks;
   int64_t* invalid = nullptr;
   int64_t bytes = 0;
 
   Plan(void* base, const Array& points, const Array* offsets, bool backward)
-      : slots(Images::of(points, offsets, nullptr), points.shape[1]) {
+      : slots(Images::of(points, offsets, nullptr), points.shape[1]), marks(slots.images) {
     Workspace workspace(base);
     slots.take(&workspace);
     fields.points = workspace.take<A>(slots.elements());
@@ -318,9 +315,9 @@ struct Plan {
     } else {
       sums = workspace.take<A>(slots.slots());
     }
-    marks = workspace.take<uint8_t>(slots.images.total);
+    marks.take(&workspace);
     invalid = workspace.take<int64_t>(1);
-    slots.images.invalid = invalid;
+    slots.images.invalid = marks.chunks.images.invalid = invalid;
     bytes = workspace.used();
   }
 
@@ -329,9 +326,8 @@ struct Plan {
     const View<const A> view = View<const A>::of(points);
     check_offsets(slots.images, invalid, queue);
     launch(mark_units_kernel<A>, "mark_units", blocks_of(slots.images.total), kThreads, 0, queue,
-           slots, view, Integers::of(mask), marks);
-    launch(collect_kernel, "collect", slots.images.images, kThreads, 0, queue, slots, marks,
-           nullptr);
+           slots, view, Integers::of(mask), marks.values);
+    give_slots(slots, marks, nullptr, queue);
     launch(pack_kernel<A>, "pack", slots.tiles(), kThreads, 0, queue, slots, view, fields.points);
     launch(halves_kernel<A>, "halves", blocks_of(slots.slots()), kThreads, 0, queue, slots, fields);
   }
@@ -402,7 +398,8 @@ void forward_cuda(const Array& points, const Array* mask, const Array* offsets, 
     A* denominators = state.denominators.as<A>();
     plan.collect(points, mask, queue);
     launch(copy_others_kernel<A>, "copy_others", blocks_of(plan.slots.images.total), kThreads, 0,
-           queue, plan.slots, plan.marks, View<const A>::of(points), target, norms, denominators);
+           queue, plan.slots, plan.marks.values, View<const A>::of(points), target, norms,
+           denominators);
     plan.template sum_pairs<false>(rule, queue);
     launch(shift_kernel<A>, "shift", blocks_of(plan.slots.slots()), kThreads, 0, queue, plan.slots,
            plan.fields, rule.step, plan.sums, target, norms, denominators);
@@ -426,7 +423,7 @@ void backward_cuda(const Array& grad_shifted, const Array& points, const Array& 
                          state.norms.as<const A>(), state.denominators.as<const A>()};
     plan.collect(points, mask, queue);
     launch(copy_others_kernel<A>, "copy_others", blocks_of(plan.slots.images.total), kThreads, 0,
-           queue, plan.slots, plan.marks, given.gradient, target, nullptr, nullptr);
+           queue, plan.slots, plan.marks.values, given.gradient, target, nullptr, nullptr);
     const int64_t blocks = blocks_of(plan.slots.slots());
     launch(weights_kernel<A>, "weights", blocks, kThreads, 0, queue, plan.slots, plan.fields,
            rule.step, given);

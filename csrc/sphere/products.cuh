@@ -1,9 +1,14 @@
 // Products of tiles, by a block of 256 threads: a tile's points with those of another, and what
 // pairs weigh with the points of the other.
 //
-// A thread has 4 x 4 of the 64 x 64 pairs. Channels, and later columns, come through shared memory
-// a few at a time. 64 x 64 x D multiply-adds of floats read 128 x D x 4 bytes from the L2, which is
-// 8 a byte, whatever D: about what an H100 has for each byte that its L2 gives.
+// A thread has 4 x 4 of the 64 x 64 pairs, side by side. Channels, and later columns, come through
+// shared memory a few at a time, and from there 16 bytes at a time: of floats, 16 multiply-adds
+// need two loads, which keep the shared memory busy for three cycles a warp (of 16 threads, one of
+// their rows and 256 bytes of columns), 12 of the 16 that a multiprocessor needs for the
+// multiply-adds of four warps. 64 x 64 x D multiply-adds of floats read 128 x D x 4 bytes from the
+// L2, which is 8 a byte, whatever D: about what an H100 has for each byte that its L2 gives. What
+// is staged is waited for, by nothing but the other block of the multiprocessor: half of the 67
+// TFLOP/s is a fair hope.
 #pragma once
 
 #include "sphere/cloud.cuh"
@@ -11,8 +16,9 @@
 namespace instembed::sphere::device {
 
 constexpr int kSide = 16;             // threads across a pair of tiles, and down
-constexpr int kEach = kTile / kSide;  // rows, and columns, of a thread, kSide apart
-constexpr int kPitch = kTile + 1;     // rows of shared memory begin in different banks
+constexpr int kEach = kTile / kSide;  // rows, and columns, of a thread, side by side
+constexpr int kPitch =
+    kTile + 4;  // of a matrix in shared memory, whose rows are read 16 bytes at a time
 
 template <class A>
 constexpr int kDepth = 64 / sizeof(A);  // channels, or columns, that are staged at a time
@@ -20,9 +26,19 @@ template <class A>
 constexpr int kUnroll = sizeof(A) == 4 ? 4 : 2;  // of them, as far as registers go
 template <class A>
 constexpr int kStage = 2 * kDepth<A> * kTile;
+template <class A>
+constexpr int kVector = 16 / sizeof(A);  // what one load from shared memory brings
 
-__device__ __forceinline__ int row_of_thread() { return static_cast<int>(threadIdx.x) / kSide; }
-__device__ __forceinline__ int column_of_thread() { return static_cast<int>(threadIdx.x) % kSide; }
+// The first row, column and channel of a thread: it has kEach, kEach and `each`.
+__device__ __forceinline__ int row_of_thread() {
+  return static_cast<int>(threadIdx.x) / kSide * kEach;
+}
+__device__ __forceinline__ int column_of_thread() {
+  return static_cast<int>(threadIdx.x) % kSide * kEach;
+}
+__device__ __forceinline__ int channel_of_thread(int each) {
+  return static_cast<int>(threadIdx.x) % kSide * each;
+}
 
 // A sum of many terms; in float, what rounding takes from it is kept beside it (Kahan 1965).
 template <class A>
@@ -42,7 +58,7 @@ struct Total<double> {
   __device__ void add(double term) { sum += term; }
 };
 
-// dots[k][l] += x . y of the tiles' points row + k kSide and column + l kSide. Barriers are first
+// dots[k][l] += x . y of the tiles' points row + k and column + l. Barriers are first
 // and in between.
 template <class A>
 __device__ __forceinline__ void add_dots(const A* rows, const A* columns, int channels,
@@ -62,8 +78,8 @@ __device__ __forceinline__ void add_dots(const A* rows, const A* columns, int ch
       A x[kEach], y[kEach];
 #pragma unroll
       for (int k = 0; k < kEach; ++k) {
-        x[k] = stage[d * kTile + row + k * kSide];
-        y[k] = staged_columns[d * kTile + column + k * kSide];
+        x[k] = stage[d * kTile + row + k];
+        y[k] = staged_columns[d * kTile + column + k];
       }
 #pragma unroll
       for (int k = 0; k < kEach; ++k) {
@@ -81,19 +97,19 @@ __device__ __forceinline__ void put(const A (&values)[kEach][kEach], SharedPtr<A
   for (int k = 0; k < kEach; ++k) {
 #pragma unroll
     for (int l = 0; l < kEach; ++l) {
-      matrix[(row_of_thread() + k * kSide) * kPitch + column_of_thread() + l * kSide] =
-          values[k][l];
+      matrix[(row_of_thread() + k) * kPitch + column_of_thread() + l] = values[k][l];
     }
   }
 }
 
-// sums[k][u] += the matrix's row + k kSide times channel column + u kSide of the points of a tile,
-// of which `columns` is the first channel and `channels` are left. Barriers are first and in
+// sums[k][u] += the matrix's row + k times the thread's channel u of the points of a tile, of which
+// `columns` is the first channel and `channels` are left. Barriers are first and in
 // between.
 template <class A, int U>
 __device__ __forceinline__ void add_products(SharedPtr<A> matrix, const A* columns, int channels,
                                              SharedPtr<A> stage, A (&sums)[kEach][U]) {
-  constexpr int kChannels = U * kSide, kRow = kChannels + 1;
+  constexpr int kChannels = U * kSide, kRow = kChannels + 4;
+  const int row = row_of_thread(), channel = channel_of_thread(U);
   for (int first = 0; first < kTile; first += kDepth<A>) {
     __syncthreads();  // the matrix is there, what was staged before has been read
     for (int k = static_cast<int>(threadIdx.x); k < kChannels * kDepth<A>; k += kThreads) {
@@ -101,19 +117,25 @@ __device__ __forceinline__ void add_products(SharedPtr<A> matrix, const A* colum
       stage[c * kRow + d] = d < channels ? columns[d * kTile + first + c] : A(0);
     }
     __syncthreads();
-#pragma unroll(kUnroll<A>)
-    for (int c = 0; c < kDepth<A>; ++c) {
-      A value[kEach], y[U];
+#pragma unroll(1)
+    for (int c = 0; c < kDepth<A>; c += kVector<A>) {
+      A value[kEach][kVector<A>];
 #pragma unroll
       for (int k = 0; k < kEach; ++k) {
-        value[k] = matrix[(row_of_thread() + k * kSide) * kPitch + first + c];
+#pragma unroll
+        for (int j = 0; j < kVector<A>; ++j)
+          value[k][j] = matrix[(row + k) * kPitch + first + c + j];
       }
 #pragma unroll
-      for (int u = 0; u < U; ++u) y[u] = stage[c * kRow + column_of_thread() + u * kSide];
+      for (int j = 0; j < kVector<A>; ++j) {
+        A y[U];
 #pragma unroll
-      for (int k = 0; k < kEach; ++k) {
+        for (int u = 0; u < U; ++u) y[u] = stage[(c + j) * kRow + channel + u];
 #pragma unroll
-        for (int u = 0; u < U; ++u) sums[k][u] += value[k] * y[u];
+        for (int k = 0; k < kEach; ++k) {
+#pragma unroll
+          for (int u = 0; u < U; ++u) sums[k][u] += value[k][j] * y[u];
+        }
       }
     }
   }
@@ -138,11 +160,11 @@ struct RowSums {
   __device__ void write_vectors(const Slots& slots, int64_t tile, int first, A* to) const {
 #pragma unroll
     for (int u = 0; u < U; ++u) {
-      const int d = first + column_of_thread() + u * kSide;
+      const int d = first + channel_of_thread(U) + u;
       if (d >= slots.channels) continue;
 #pragma unroll
       for (int k = 0; k < kEach; ++k) {
-        to[slots.at(tile * kTile + row_of_thread() + k * kSide, d)] = vectors[k][u].sum;
+        to[slots.at(tile * kTile + row_of_thread() + k, d)] = vectors[k][u].sum;
       }
     }
   }
@@ -155,7 +177,7 @@ struct RowSums {
       for (int other = kSide / 2; other > 0; other /= 2) {
         sum += __shfl_xor_sync(kAllLanes, sum, other);
       }
-      if (column_of_thread() == 0) to[tile * kTile + row_of_thread() + k * kSide] = sum;
+      if (threadIdx.x % kSide == 0) to[tile * kTile + row_of_thread() + k] = sum;
     }
   }
 };

@@ -158,6 +158,30 @@ void test_cosine_margin(int schedules) {
       }
     }
   }
+  Case large;  // several chunks of 1024 pixels an image
+  large.images = 2;
+  large.sampled = true;
+  large.options.sampling = {0.5, 150};
+  for (const bool ragged : {false, true}) {
+    large.ragged = ragged;
+    for (const int64_t key_values : {int64_t{40}, int64_t{1} << 24}) {
+      large.key_values = key_values;
+      large.pixels = ragged ? 4300 : 2060;
+      check(large, (schedules + 3) / 4);
+    }
+  }
+  large.images = 1;  // more of them than a block adds up at once
+  large.ragged = false;
+  large.key_values = 1 << 18;
+  large.channels = 1;
+  large.pixels = 1024 * 257 + 1;
+  check(large, 1);
+  Case parts;  // several blocks order an image's points, by more than a block at once
+  parts.channels = 1;
+  parts.pixels = 4800;
+  parts.instances = 0;  // but for the background, which counts: no pair of tiles does
+  parts.options.labels = {std::nullopt, std::nullopt};
+  check(parts, 1);
   Case c;
   c.images = 3;
   for (const double value : {static_cast<double>(NAN), static_cast<double>(INFINITY), 2e9}) {

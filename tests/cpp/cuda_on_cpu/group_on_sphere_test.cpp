@@ -130,15 +130,18 @@ void test_group_on_sphere(int schedules) {
     Case chain;
     chain.dtype = dtype;
     chain.channels = 2;
-    chain.pixels = 200;
-    for (const double step : {1.2, 0.8}) {  // one component, and as many as points
-      chain.options.threshold = std::cos(step * 3 / 200);
-      check(chain, schedules, make_chain);
+    for (const int64_t count : {130, 200, 300, 1100}) {  // 3, 4, 5 and 18 tiles
+      chain.pixels = count;
+      for (const double step : {1.2, 0.8}) {  // one component, and as many as points
+        chain.options.threshold = std::cos(step * 3 / static_cast<double>(count));
+        check(chain, count < 1000 ? (schedules + 2) / 3 : 1, make_chain);
+      }
     }
     Case all;
     all.dtype = dtype;
     all.odd = false;
     for (const double threshold : {-1.0, 0.0, 1.0}) {
+      all.pixels = threshold < 0 ? 150 : 100;
       all.options.threshold = threshold;
       check(all, schedules, [&](const Array& points) {  // some points twice
         for (int64_t d = 0; d < points.shape[1]; ++d) {

@@ -337,6 +337,10 @@ void check_index(const Array* array, int64_t index) {
   }
 }
 
+[[noreturn]] void unwritten(const Array* array, int64_t index) {
+  fail("shared memory: " + array->name + "[" + std::to_string(index) + "] is read before written");
+}
+
 // What a block needs, all arrays together.
 void check_shared(int64_t bytes) {
   if (bytes > device_info().shared) {
@@ -454,10 +458,7 @@ void on_read(Array* array, int64_t index) {
   check_index(array, index);
   Shadow& shadow = array->shadows[index];
   const Fiber& fiber = running();
-  if (!shadow.written) {
-    fail("shared memory: " + array->name + "[" + std::to_string(index) +
-         "] is read before written");
-  }
+  if (!shadow.written) unwritten(array, index);
   if (shadow.writer != current && shadow.write_epoch == fiber.epoch &&
       !ordered(shadow.writer, shadow.write_step)) {
     race(array, index, "read here and written by", shadow.writer);
@@ -491,9 +492,23 @@ void on_write(Array* array, int64_t index) {
     }
   }
   shadow.written = true;
+  shadow.atomic = false;
   shadow.writer = static_cast<int16_t>(current);
   shadow.write_epoch = fiber.epoch;
   shadow.write_step = fiber.step;
+}
+
+void on_atomic(Array* array, int64_t index) {
+  check_index(array, index);
+  Shadow& shadow = array->shadows[index];
+  if (!shadow.written) unwritten(array, index);
+  // Atomics are in the way of reads and writes, and not of each other.
+  const bool others = shadow.atomic && shadow.write_epoch == running().epoch &&
+                      shadow.writer != static_cast<int16_t>(current);
+  if (others) shadow.writer = static_cast<int16_t>(current);
+  on_write(array, index);
+  shadow.atomic = true;
+  if (others) shadow.writer = -2;
 }
 
 }  // namespace instembed::cuda::simulator

@@ -75,6 +75,7 @@ int lane();
 // What is known of one element of shared memory.
 struct Shadow {
   bool written = false;
+  bool atomic = false;               // written so, last
   int16_t writer = -1, reader = -1;  // threads; -2 for several
   int16_t reader_warp = -1;
   int32_t write_epoch = -1, read_epoch = -1;  // barriers that the thread had passed
@@ -94,6 +95,7 @@ Array* dynamic_array(int64_t offset, int64_t n, int64_t element);
 
 void on_read(Array* array, int64_t index);
 void on_write(Array* array, int64_t index);
+void on_atomic(Array* array, int64_t index);
 
 }  // namespace simulator
 
@@ -130,6 +132,15 @@ class SharedPtr {
   SharedPtr(simulator::Array* array, int64_t offset) : array_(array), offset_(offset) {}
   SharedRef<T> operator[](int64_t i) const { return {array_, offset_ + i}; }
   SharedPtr operator+(int64_t i) const { return {array_, offset_ + i}; }
+  T atomic_add(T value) const {
+    simulator::on_atomic(array_, offset_);
+    T before;
+    unsigned char* at = array_->bytes.data() + offset_ * sizeof(T);
+    std::memcpy(&before, at, sizeof(T));
+    value = static_cast<T>(before + value);
+    std::memcpy(at, &value, sizeof(T));
+    return before;
+  }
 
  private:
   simulator::Array* array_ = nullptr;
@@ -140,6 +151,7 @@ class SharedPtr {
   static const char name##_key = 0;           \
   const ::instembed::cuda::SharedPtr<T> name( \
       ::instembed::cuda::simulator::shared_array(&name##_key, #name, n, sizeof(T)), 0)
+#define INSTEMBED_SHARED_VECTORS(T, name, n) INSTEMBED_SHARED(T, name, n)
 
 class DynamicShared {
  public:
@@ -281,6 +293,11 @@ T atomicAdd(T* address, std::common_type_t<T> value) {
   const T before = *address;
   *address = static_cast<T>(before + value);
   return before;
+}
+
+template <class T>
+T atomicAdd(const instembed::cuda::SharedPtr<T>& address, std::common_type_t<T> value) {
+  return address.atomic_add(value);
 }
 
 template <class T>

@@ -79,6 +79,21 @@ void uninitialised_kernel(int* output, bool fault) {
   output[threadIdx.x] = values[kThreads - 1 - threadIdx.x];
 }
 
+// Counts threads by their last two bits; with a fault, one counts by hand, or reads too early.
+void histogram_kernel(int* output, bool by_hand, bool early) {
+  INSTEMBED_SHARED(int, counts, 4);
+  if (threadIdx.x < 4) counts[threadIdx.x] = 0;
+  __syncthreads();
+  const SharedPtr<int> count = counts + threadIdx.x % 4;
+  if (by_hand && threadIdx.x == 7) {
+    count[0] += 1;
+  } else {
+    atomicAdd(count, 1);
+  }
+  if (!early) __syncthreads();
+  if (threadIdx.x < 4) output[threadIdx.x] = counts[threadIdx.x];
+}
+
 // Each block writes a number and reads those of the others.
 void group_kernel(unsigned long long* arrived, int* numbers, int* output, bool barrier,
                   int absent) {
@@ -185,6 +200,14 @@ void test_simulator(int) {
   check(
       "uninitialised shared memory", [&] { start(uninitialised_kernel, 0, out, true); },
       [&] { start(uninitialised_kernel, 0, out, false); }, {"values[3] is read before written"});
+  const auto count = [&] {
+    start(histogram_kernel, 0, out, false, false);
+    for (int k = 0; k < 4; ++k) CHECK(out[k] == kThreads / 4);
+  };
+  check("a write beside atomics", [&] { start(histogram_kernel, 0, out, true, false); }, count,
+        {"counts[3] is", "no barrier between"});
+  check("a read beside atomics", [&] { start(histogram_kernel, 0, out, false, true); }, count,
+        {"counts[", "no barrier between"});
   check(
       "blocks that wait for one that has ended", [&] { run_group(true, 1); },
       [&] { CHECK(run_group(true, -1) == 9); }, {"all blocks wait for each other"});
