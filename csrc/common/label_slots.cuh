@@ -14,7 +14,7 @@
 
 namespace instembed::cuda {
 
-constexpr int64_t kSegment = 512;  // pixels whose labels one warp looks up
+constexpr int64_t kSegment = 512;  // pixels that one warp walks over
 
 // A slot, or a place, for each pixel: in 16 bits where that is enough.
 struct Codes {
@@ -33,7 +33,7 @@ struct Codes {
   }
 };
 
-static __global__ void __launch_bounds__(256)
+static __global__ void __launch_bounds__(256, 4)
     insert_labels_kernel(const void* labels, DType type, Strides strides, Images images,
                          DeviceRules rules, IdTables tables, Codes codes, int64_t* background) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -50,33 +50,41 @@ static __global__ void __launch_bounds__(256)
     int64_t last_id = 0;  // of the pixel before, and its code
     int last_code = 0;
     int64_t behind = 0;
-    for (int64_t i = from + lane; i - lane < to; i += kWarp) {
-      const bool inside = i < to;
-      int64_t id = 0;
-      if (inside) id = load_id(labels, type, base + (i - start) * strides.pixel);
-      int64_t previous = __shfl_up_sync(kAllLanes, id, 1);
-      if (lane == 0) previous = last_id;
-      const bool head = inside && (i == from || id != previous);
-      const unsigned heads = __ballot_sync(kAllLanes, head);
-      int code = last_code;
-      if (head) {
-        if (rules.is_ignored(id)) {
-          code = kIgnored;
-        } else if (rules.is_background(id)) {
-          code = kBackground;
-        } else {
-          const int32_t place = insert(tables, image, id);
-          code = place < 0 ? kIgnored : place;  // a full table: the image is given up
-        }
+    for (int64_t first = from; first < to; first += kAhead * kWarp) {
+      int64_t at[kAhead], ids[kAhead];
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        at[k] = base + (first + k * kWarp + lane - start) * strides.pixel;
       }
-      const unsigned before = heads & (0xffffffffu >> (kWarp - 1 - lane));
-      const int source = before ? kWarp - 1 - __clz(static_cast<int>(before)) : lane;
-      code = __shfl_sync(kAllLanes, code, source);
-      if (inside) codes.set(i, code);
-      const unsigned outside = __ballot_sync(kAllLanes, inside && code == kBackground);
-      behind += __popc(outside);
-      last_id = __shfl_sync(kAllLanes, id, kWarp - 1);
-      last_code = __shfl_sync(kAllLanes, code, kWarp - 1);
+      load_ids(labels, type, at, to - first - lane, ids);
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        const int64_t i = first + k * kWarp + lane, id = ids[k];
+        const bool inside = i < to;
+        int64_t previous = __shfl_up_sync(kAllLanes, id, 1);
+        if (lane == 0) previous = last_id;
+        const bool head = inside && (i == from || id != previous);
+        const unsigned heads = __ballot_sync(kAllLanes, head);
+        int code = last_code;
+        if (head) {
+          if (rules.is_ignored(id)) {
+            code = kIgnored;
+          } else if (rules.is_background(id)) {
+            code = kBackground;
+          } else {
+            const int32_t place = insert(tables, image, id);
+            code = place < 0 ? kIgnored : place;  // a full table: the image is given up
+          }
+        }
+        const unsigned before = heads & (0xffffffffu >> (kWarp - 1 - lane));
+        const int source = before ? kWarp - 1 - __clz(static_cast<int>(before)) : lane;
+        code = __shfl_sync(kAllLanes, code, source);
+        if (inside) codes.set(i, code);
+        const unsigned outside = __ballot_sync(kAllLanes, inside && code == kBackground);
+        behind += __popc(outside);
+        last_id = __shfl_sync(kAllLanes, id, kWarp - 1);
+        last_code = __shfl_sync(kAllLanes, code, kWarp - 1);
+      }
     }
     if (lane == 0 && behind > 0 && background) {
       atomicAdd(reinterpret_cast<unsigned long long*>(background + image),
@@ -102,27 +110,60 @@ static __global__ void __launch_bounds__(256)
 }
 
 // The pixels' places to slots, kIgnored in images that are given up; counts (B, capacity), all zero
-// before, become the slots' pixels.
+// before, become the slots' pixels. A warp takes kSegment of them, and adds to a count once a run.
 static __global__ void __launch_bounds__(256)
     number_pixels_kernel(Images images, IdTables tables, const int32_t* slots, const int64_t* found,
                          Codes codes, int64_t* counts) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
-  int64_t row = -1;
-  if (i < images.total && !(images.offsets && *images.invalid)) {
-    const int64_t image = images.image_of(i);
-    int32_t code = codes[i];
-    if (code >= 0) code = found[image] < 0 ? kIgnored : slots[image * tables.places() + code];
-    codes.set(i, code);
-    if (code >= 0) row = image * tables.capacity + code;
-  }
-  const int64_t before = __shfl_up_sync(kAllLanes, row, 1);
-  const bool head = lane == 0 || row != before;
-  const unsigned later = __ballot_sync(kAllLanes, head) >> lane >> 1;  // heads of the lanes after
-  if (head && row >= 0) {
-    const int length = later ? __ffs(static_cast<int>(later)) : kWarp - lane;
-    atomicAdd(reinterpret_cast<unsigned long long*>(counts + row),
-              static_cast<unsigned long long>(length));
+  const int64_t warp = static_cast<int64_t>(blockIdx.x) * (256 / kWarp) + threadIdx.x / kWarp;
+  int64_t from = warp * kSegment;
+  const int64_t end = from + kSegment < images.total ? from + kSegment : images.total;
+  if (images.offsets && *images.invalid) return;
+  while (from < end) {
+    const int64_t image = images.image_of(from);
+    const int64_t image_end = images.start(image) + images.count(image);
+    const int64_t to = image_end < end ? image_end : end;
+    const bool given_up = found[image] < 0;
+    const int32_t* of_place = slots + image * tables.places();
+    const auto add = [&](int32_t slot, int length) {
+      if (slot < 0) return;
+      atomicAdd(reinterpret_cast<unsigned long long*>(counts + image * tables.capacity + slot),
+                static_cast<unsigned long long>(length));
+    };
+    int32_t last = kIgnored;  // the slot of the pixel before, and the run that ends there
+    int run = 0;
+    for (; from < to; from += kAhead * kWarp) {
+      int32_t own[kAhead];
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        const int64_t i = from + k * kWarp + lane;
+        own[k] = i < to ? codes[i] : kIgnored;
+      }
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        if (own[k] >= 0) own[k] = given_up ? kIgnored : of_place[own[k]];
+      }
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        const int64_t i = from + k * kWarp + lane;
+        if (i < to) codes.set(i, own[k]);
+        int32_t before = __shfl_up_sync(kAllLanes, own[k], 1);
+        if (lane == 0) before = last;
+        const unsigned heads = __ballot_sync(kAllLanes, own[k] != before);
+        if (heads == 0) {
+          run += kWarp;
+          continue;
+        }
+        const int first = __ffs(static_cast<int>(heads)) - 1;
+        if (lane == first) add(before, run + first);
+        const unsigned later = heads >> lane >> 1;  // of the lanes after
+        if ((heads >> lane & 1) && later) add(own[k], __ffs(static_cast<int>(later)));
+        last = __shfl_sync(kAllLanes, own[k], kWarp - 1);
+        run = 1 + __clz(static_cast<int>(heads));
+      }
+    }
+    if (lane == 0) add(last, run);
+    from = to;
   }
 }
 
@@ -167,7 +208,8 @@ static inline void number_pixels(const LabelSlots& slots, const Images& images,
                                  const int64_t* found, const Codes& codes, int64_t* counts,
                                  Stream stream) {
   fill_bytes(counts, 0, images.images * slots.tables.capacity * 8, stream);
-  launch(number_pixels_kernel, "number_pixels", (images.total + 255) / 256, 256, 0, stream, images,
+  const int64_t warps = (images.total + kSegment - 1) / kSegment;
+  launch(number_pixels_kernel, "number_pixels", (warps * kWarp + 255) / 256, 256, 0, stream, images,
          slots.tables, slots.of_place, found, codes, counts);
 }
 

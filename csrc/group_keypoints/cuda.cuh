@@ -1,9 +1,11 @@
 // Grouping of keypoints on CUDA: candidates, and the joints that people miss.
 //
 // Bytes, for maps of N pixels of T bytes and L dimensions of a tag: N T a joint for the candidates,
-// N T (1 + L) for the missing joints of up to 32 people. 8 images of 17 joints of 128 x 128,
-// float32 and L = 1: 9 MB and 18 MB, 8 us at 3.3 TB/s. Flops: 6 L in double a pixel and missing
-// joint, at most 0.4 GFLOP there, 13 us.
+// N T (1 + L) for the missing joints of every 4 people, from the L2 but for the first. 8 images of
+// 17 joints of 128 x 128, float32 and L = 1: 9 MB and 18 MB, 8 us at 3.3 TB/s. Flops: 6 L in double
+// a pixel and missing joint, at most 0.4 GFLOP there, 13 us. What the loads take that wait for each
+// other is more: 64 steps of a block's threads there, a microsecond each (assumed), for all blocks
+// that the device holds at once; 17 joints of 8 images are 136 blocks for every 4 people.
 //
 // Peaks go to a list in any order, from which the best are taken one after the other: score, then
 // pixel, decide, and no two are equal in both. So nothing depends on the order of the list.
@@ -22,8 +24,8 @@ using namespace cuda;
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kEach = 4;  // people that a warp looks for at a time
-constexpr int kPeople = kEach * kWarps;
+constexpr int kEach = 4;  // people that a block looks for at a time
+constexpr int kPlaces = kEach * kWarps;
 
 struct DeviceMaps {  // (B, C, H, W)
   const void* data;
@@ -32,9 +34,10 @@ struct DeviceMaps {  // (B, C, H, W)
   int64_t channels, height, width;
 
   __device__ __forceinline__ double at(int64_t b, int64_t c, int64_t pixel) const {
-    return load_number(
-        data, type,
-        b * strides[0] + c * strides[1] + pixel / width * strides[2] + pixel % width * strides[3]);
+    const auto of_map = static_cast<uint32_t>(pixel), columns = static_cast<uint32_t>(width);
+    return load_number(data, type,
+                       b * strides[0] + c * strides[1] + of_map / columns * strides[2] +
+                           of_map % columns * strides[3]);
   }
 };
 
@@ -69,82 +72,102 @@ __device__ __forceinline__ bool comes_first(double score, int64_t pixel, double 
   return pixel >= 0 && (score > other_score || (score == other_score && pixel < other_pixel));
 }
 
-// A block takes a joint of an image.
+// A pixel and its score.
+struct Best {
+  double score = 0;
+  int64_t pixel = -1;  // none yet
+
+  __device__ __forceinline__ void meet(double other, int64_t at) {
+    if (!comes_first(other, at, score, pixel)) return;
+    score = other;
+    pixel = at;
+  }
+  __device__ __forceinline__ void meet_warp() {
+#pragma unroll
+    for (int other = kWarp / 2; other > 0; other /= 2) {
+      const double theirs = __shfl_xor_sync(kAllLanes, score, other);
+      meet(theirs, __shfl_xor_sync(kAllLanes, pixel, other));
+    }
+  }
+};
+
+// What the warps of a block found, in shared memory.
+struct Found {
+  SharedPtr<double> scores;
+  SharedPtr<int64_t> pixels;
+
+  __device__ __forceinline__ void write(int place, const Best& best) const {
+    if (threadIdx.x % kWarp != 0) return;
+    scores[place] = best.score;
+    pixels[place] = best.pixel;
+  }
+  __device__ __forceinline__ Best of_warps(int first) const {
+    Best best;
+    for (int w = 0; w < kWarps; ++w) best.meet(scores[first + w], pixels[first + w]);
+    return best;
+  }
+};
+
+// A thread takes a pixel of a joint of an image.
 __global__ void __launch_bounds__(kThreads, 2)
-    candidates_kernel(DeviceMaps heat, DeviceMaps tags, PeakRule rule, int32_t* lists,
-                      int32_t* counts, int64_t most, double* candidates) {
-  INSTEMBED_SHARED(double, scores, kThreads);
-  INSTEMBED_SHARED(int64_t, pixels, kThreads);
+    peaks_kernel(DeviceMaps heat, DeviceMaps tags, PeakRule rule, int32_t* lists, int32_t* counts,
+                 int64_t blocks) {
+  const int64_t map = blockIdx.x / blocks, b = map / heat.channels, k = map % heat.channels;
+  const int64_t size = heat.height * heat.width, dims = tags.channels / heat.channels;
+  const int64_t pixel = blockIdx.x % blocks * kThreads + threadIdx.x;
+  if (pixel >= size || !is_peak(heat, rule, b, k, pixel)) return;
+  for (int64_t d = 0; d < dims; ++d) {
+    if (!is_finite(tags.at(b, k * dims + d, pixel))) return;
+  }
+  lists[map * size + atomicAdd(counts + map, 1)] = static_cast<int32_t>(pixel);
+}
+
+// A block takes the peaks of a joint of an image.
+__global__ void __launch_bounds__(kThreads, 2)
+    candidates_kernel(DeviceMaps heat, DeviceMaps tags, const int32_t* lists, const int32_t* counts,
+                      int64_t most, double* candidates) {
+  INSTEMBED_SHARED(double, scores, kWarps);
+  INSTEMBED_SHARED(int64_t, pixels, kWarps);
+  const Found found{scores, pixels};
   const int tid = static_cast<int>(threadIdx.x);
   const int64_t map = blockIdx.x, b = map / heat.channels, k = map % heat.channels;
-  const int64_t size = heat.height * heat.width, dims = tags.channels / heat.channels;
-  int32_t* list = lists + map * size;
-  for (int64_t pixel = tid; pixel < size; pixel += kThreads) {
-    if (!is_peak(heat, rule, b, k, pixel)) continue;
-    bool finite = true;
-    for (int64_t d = 0; d < dims; ++d) {
-      finite = finite && is_finite(tags.at(b, k * dims + d, pixel));
-    }
-    if (finite) list[atomicAdd(counts + map, 1)] = static_cast<int32_t>(pixel);
-  }
-  __syncthreads();
-  const int32_t count = *static_cast<volatile int32_t*>(counts + map);
+  const int64_t dims = tags.channels / heat.channels;
+  const int32_t* list = lists + map * heat.height * heat.width;
+  const int32_t count = counts[map];
 
-  double last_score = 0;
-  int64_t last = -1;  // none yet
+  Best last;
   double* row = candidates + map * most * (2 + dims);
   for (int64_t i = 0; i < most; ++i, row += 2 + dims) {
-    double score = 0;
-    int64_t best = -1;
+    Best best;
     if (i < count) {
       for (int32_t j = tid; j < count; j += kThreads) {
         const int64_t pixel = list[j];
         const double v = heat.at(b, k, pixel);
-        const bool left = last < 0 || comes_first(last_score, last, v, pixel);
-        if (left && comes_first(v, pixel, score, best)) {
-          score = v;
-          best = pixel;
-        }
+        if (i == 0 || comes_first(last.score, last.pixel, v, pixel)) best.meet(v, pixel);
       }
-      __syncthreads();  // the one before has been read
-      scores[tid] = score;
-      pixels[tid] = best;
-      for (int half = kThreads / 2; half > 0; half /= 2) {
-        __syncthreads();
-        if (tid < half && comes_first(scores[tid + half], pixels[tid + half],
-                                      static_cast<double>(scores[tid]), pixels[tid])) {
-          scores[tid] = static_cast<double>(scores[tid + half]);
-          pixels[tid] = static_cast<int64_t>(pixels[tid + half]);
-        }
-      }
+      best.meet_warp();
+      __syncthreads();  // the ones before have been read
+      found.write(tid / kWarp, best);
       __syncthreads();
-      last_score = score = scores[0];
-      last = best = pixels[0];
+      last = best = found.of_warps(0);
     }
     if (tid == 0) {
-      row[0] = score;
-      row[1] = static_cast<double>(best);
+      row[0] = best.score;
+      row[1] = static_cast<double>(best.pixel);
     }
     for (int64_t d = tid; d < dims; d += kThreads) {
-      row[2 + d] = best < 0 ? 0 : tags.at(b, k * dims + d, best);
+      row[2 + d] = best.pixel < 0 ? 0 : tags.at(b, k * dims + d, best.pixel);
     }
   }
 }
 
-// Whether each of a warp's people, from `first` on, misses joint k.
-struct Search {
-  bool missing[kEach];
-  double best[kEach];
-  int64_t pixel[kEach];
-};
-
-// The pixel, the first of equals, with the largest `heatmap - round(|tag - person's tag|)`.
+// For those of some people who miss a joint, the pixel, the first of equals, with the largest
+// `heatmap - round(|tag - person's tag|)`, of those that a warp looks at.
 __device__ __forceinline__ void search(const DeviceMaps& heat, const DeviceMaps& tags, int64_t b,
                                        int64_t k, const double* tags_of_people, int64_t stride,
-                                       Search* search) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+                                       const bool (&missing)[kEach], Best (&best)[kEach]) {
   const int64_t size = heat.height * heat.width, dims = tags.channels / heat.channels;
-  for (int64_t pixel = lane; pixel < size; pixel += kWarp) {
+  for (int64_t pixel = threadIdx.x; pixel < size; pixel += kThreads) {
     const double v = heat.at(b, k, pixel);
     double squares[kEach] = {};
     bool finite = is_finite(v);
@@ -153,7 +176,7 @@ __device__ __forceinline__ void search(const DeviceMaps& heat, const DeviceMaps&
       finite = is_finite(tag);
 #pragma unroll
       for (int j = 0; j < kEach; ++j) {
-        if (!search->missing[j]) continue;
+        if (!missing[j]) continue;
         const double difference = tag - tags_of_people[j * stride + d];
         squares[j] += dims == 1 ? fabs(difference) : difference * difference;
       }
@@ -161,25 +184,14 @@ __device__ __forceinline__ void search(const DeviceMaps& heat, const DeviceMaps&
     if (!finite) continue;
 #pragma unroll
     for (int j = 0; j < kEach; ++j) {
-      if (!search->missing[j]) continue;
+      if (!missing[j]) continue;
       const double distance = dims == 1 ? squares[j] : sqrt(squares[j]);
-      const double rate = v - rounded(distance > kFar ? kFar : distance);
-      if (comes_first(rate, pixel, search->best[j], search->pixel[j])) {
-        search->best[j] = rate;
-        search->pixel[j] = pixel;
-      }
+      best[j].meet(v - rounded(distance > kFar ? kFar : distance), pixel);
     }
   }
 #pragma unroll
   for (int j = 0; j < kEach; ++j) {
-    for (int other = kWarp / 2; other > 0; other /= 2) {
-      const double rate = __shfl_xor_sync(kAllLanes, search->best[j], other);
-      const int64_t pixel = __shfl_xor_sync(kAllLanes, search->pixel[j], other);
-      if (comes_first(rate, pixel, search->best[j], search->pixel[j])) {
-        search->best[j] = rate;
-        search->pixel[j] = pixel;
-      }
-    }
+    if (missing[j]) best[j].meet_warp();
   }
 }
 
@@ -189,47 +201,54 @@ struct Joints {  // (B, P, K) each, but for the two coordinates
   uint8_t* visibility;
 };
 
-// A block takes a joint of some people of an image, a warp kEach of them.
+// A block takes a joint of kEach people of an image, a thread a part of the pixels, and then one of
+// the people.
 template <class A>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, 3)
     finish_kernel(DeviceMaps heat, DeviceMaps tags, const int64_t* pixels, const double* people,
                   const int64_t* num_people, int64_t max_people, bool refine, bool adjust,
                   Joints<A> joints) {
-  const int64_t groups = (max_people + kPeople - 1) / kPeople;
+  INSTEMBED_SHARED(double, scores, kPlaces);
+  INSTEMBED_SHARED(int64_t, places, kPlaces);
+  const Found found{scores, places};
+  const int tid = static_cast<int>(threadIdx.x);
+  const int64_t groups = (max_people + kEach - 1) / kEach;
   const int64_t map = blockIdx.x / groups, b = map / heat.channels, k = map % heat.channels;
-  const int64_t first =
-      blockIdx.x % groups * kPeople + static_cast<int64_t>(threadIdx.x) / kWarp * kEach;
-  const int64_t stride = 1 + tags.channels / heat.channels, count = num_people[b];
-  Search found{};
-  bool any = false;
-#pragma unroll
-  for (int j = 0; j < kEach; ++j) {
+  const int64_t first = blockIdx.x % groups * kEach, count = num_people[b];
+  const int64_t stride = 1 + tags.channels / heat.channels;
+  const auto pixel_of = [&](int j) -> int64_t {  // of a person's joint, or -1
     const int64_t row = b * max_people + first + j;
-    found.pixel[j] = first + j < count ? pixels[row * heat.channels + k] : -1;
-    found.missing[j] = refine && first + j < count && found.pixel[j] < 0;
-    any = any || found.missing[j];
-  }
-  bool refined[kEach];
-#pragma unroll
-  for (int j = 0; j < kEach; ++j) refined[j] = found.missing[j];
-  if (any) {
-    search(heat, tags, b, k, people + (b * max_people + first) * stride + 1, stride, &found);
-  }
-  const auto at = [&](int64_t pixel) { return heat.at(b, k, pixel); };
+    return first + j < count ? pixels[row * heat.channels + k] : -1;
+  };
+  bool missing[kEach], any = false;  // the same for the whole block
 #pragma unroll
   for (int j = 0; j < kEach; ++j) {
-    const int lane = static_cast<int>(threadIdx.x) % kWarp;
-    if (lane != 0 || first + j >= max_people) continue;
-    const int64_t row = (b * max_people + first + j) * heat.channels + k, pixel = found.pixel[j];
-    const double score = pixel < 0 ? 0 : at(pixel);
-    const bool there = pixel >= 0 && (!refined[j] || score > 0);
-    Point point{0, 0};
-    if (there) point = place(at, pixel, heat.height, heat.width, adjust);
-    joints.keypoints[2 * row] = static_cast<A>(point.x);
-    joints.keypoints[2 * row + 1] = static_cast<A>(point.y);
-    joints.scores[row] = static_cast<A>(there ? score : 0);
-    joints.visibility[row] = there ? (refined[j] ? 1 : 2) : 0;
+    missing[j] = refine && first + j < count && pixel_of(j) < 0;
+    any = any || missing[j];
   }
+  if (any) {
+    Best best[kEach];
+    search(heat, tags, b, k, people + (b * max_people + first) * stride + 1, stride, missing, best);
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+      if (missing[j]) found.write(j * kWarps + tid / kWarp, best[j]);
+    }
+    __syncthreads();
+  }
+  if (tid >= kEach || first + tid >= max_people) return;
+  int64_t pixel = pixel_of(tid);
+  const bool refined = refine && first + tid < count && pixel < 0;
+  if (refined) pixel = found.of_warps(tid * kWarps).pixel;
+  const auto at = [&](int64_t i) { return heat.at(b, k, i); };
+  const int64_t row = (b * max_people + first + tid) * heat.channels + k;
+  const double score = pixel < 0 ? 0 : at(pixel);
+  const bool there = pixel >= 0 && (!refined || score > 0);
+  Point point{0, 0};
+  if (there) point = place(at, pixel, heat.height, heat.width, adjust);
+  joints.keypoints[2 * row] = static_cast<A>(point.x);
+  joints.keypoints[2 * row + 1] = static_cast<A>(point.y);
+  joints.scores[row] = static_cast<A>(there ? score : 0);
+  joints.visibility[row] = there ? (refined ? 1 : 2) : 0;
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -279,8 +298,11 @@ void find_candidates_cuda(const Array& heatmaps, const Array& tags, const Option
   const PeakRule rule{options.peak_threshold, std::min(reach, heatmaps.shape[2]),
                       std::min(reach, heatmaps.shape[3])};
   fill_bytes(plan.counts, 0, maps * 4, as_stream(stream));
+  const int64_t blocks = (heatmaps.shape[2] * heatmaps.shape[3] + kThreads - 1) / kThreads;
+  launch(peaks_kernel, "find_peaks", maps * blocks, kThreads, 0, as_stream(stream),
+         maps_of(heatmaps), maps_of(tags), rule, plan.lists, plan.counts, blocks);
   launch(candidates_kernel, "candidates", maps, kThreads, 0, as_stream(stream), maps_of(heatmaps),
-         maps_of(tags), rule, plan.lists, plan.counts, options.max_people, candidates.as<double>());
+         maps_of(tags), plan.lists, plan.counts, options.max_people, candidates.as<double>());
 }
 
 void finish_cuda(const Array& heatmaps, const Array& tags, const Options& options,
@@ -297,7 +319,7 @@ void finish_cuda(const Array& heatmaps, const Array& tags, const Options& option
   expect_contiguous(keypoints, type, places * joints * 2, "keypoints");
   expect_contiguous(keypoint_scores, type, places * joints, "keypoint_scores");
   expect_contiguous(visibility, DType::u8, places * joints, "visibility");
-  const int64_t groups = (options.max_people + kPeople - 1) / kPeople;
+  const int64_t groups = (options.max_people + kEach - 1) / kEach;
   const auto finish = [&](auto number) {
     using A = decltype(number);
     launch(finish_kernel<A>, "finish_people", images * joints * groups, kThreads, 0,

@@ -9,11 +9,13 @@
 // element, in double: 34 M, nothing beside it.
 //
 // No channel needs another: a block takes up to 64 of them, and tiles of pixels one after the
-// other. A thread owns a channel of every 2^k-th slot. It walks over the tile's slots, adds up the
-// runs that are its own and adds each to a table, in shared memory where that is large enough. So
-// sums, in double, have a fixed order, no float needs an atomic, and the cost does not depend on
-// the labels but for the number of runs. Blocks' tables are added in order. What is said of sums
-// holds for maxima, whose tables have the pixel too.
+// other. Of the threads of a channel each has a piece of the tile, and a table of its own in shared
+// memory; where that has room for fewer tables than there are threads, several share a piece, each
+// with every 2^k-th slot, and where it has room for none there is one table in global memory. A
+// thread goes from run to run of its piece, adds up those that are its own, and adds each to the
+// table. So sums, in double, have a fixed order, no float needs an atomic, and the cost depends on
+// the labels by the number of runs and of instances. Tables are added in order. What is said of
+// sums holds for maxima, whose tables have the pixel too.
 #pragma once
 
 #include <algorithm>
@@ -29,7 +31,8 @@ namespace {
 using namespace cuda;
 
 constexpr int kChannels = 64;               // that a block takes, at most
-constexpr int64_t kTableBytes = 48 * 1024;  // of a block's table in shared memory
+constexpr int64_t kTableBytes = 34 * 1024;  // of a block's tables in shared memory: 3 blocks fit
+constexpr int kLeast = 8;                   // pixels of a piece of a tile, at least
 constexpr int64_t kTablesAPart = 64;        // instances for which every block has a table
 
 // What becomes of some elements of one channel, in the order of their pixels.
@@ -61,12 +64,12 @@ struct Largest {
 };
 
 template <class T, class Cell>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, 3)
     pool_kernel(const T* features, Strides strides, Images images, TileShape shape, int channels,
                 Codes codes, const int64_t* found, Cell* tables, int64_t rows, int64_t blocks,
                 int table_cells) {
   using A = accumulator_t<T>;
-  const int tid = static_cast<int>(threadIdx.x);
+  const int tid = static_cast<int>(threadIdx.x), lane = tid % kWarp;
   const int chunks = (channels + shape.channels - 1) / shape.channels;
   const int first_channel = static_cast<int>(blockIdx.x % chunks) * shape.channels;
   const int64_t block = blockIdx.x / chunks;
@@ -79,28 +82,34 @@ __global__ void __launch_bounds__(kThreads, 2)
   DynamicShared shared;
   const auto tile = shared.take<A>(shape.channels * shape.row);
   const auto slots = shared.take<int32_t>(shape.pixels);
-  const auto near_table = shared.take<Cell>(table_cells);
+  const auto ends = shared.take<int32_t>(shape.pixels);  // of the runs, each in 32 pixels
+  const auto near_tables = shared.take<Cell>(table_cells);
 
   shape.channels = min(shape.channels, channels - first_channel);
   const int columns = shape.channels;
-  const bool fits = int64_t{count} * columns <= table_cells;
+  const int64_t cells = int64_t{count} * columns;  // of a table
+  const bool fits = cells <= table_cells;
   Cell* far_table = tables + (image * rows + share.part * count) * channels + first_channel;
-  const auto for_cells = [&](auto&& f) {  // f(cell of the near table, cell of the far one)
-    for (int64_t k = tid; k < int64_t{count} * columns; k += kThreads) {
-      f(k, k / columns * channels + k % columns);
-    }
+  const auto for_cells = [&](auto&& f) {  // f(cell of a near table, cell of the far one)
+    for (int64_t k = tid; k < cells; k += kThreads) f(k, k / columns * channels + k % columns);
   };
+
+  // Threads of a channel: `pieces` groups of `owners`.
+  int pieces = 1, owners = 1;
+  while (2 * owners * columns <= kThreads) owners *= 2;
+  while (owners > 1 && 2 * pieces * cells <= table_cells && shape.pixels > kLeast * pieces) {
+    owners /= 2;
+    pieces *= 2;
+  }
+  const int column = tid % columns, group = tid / columns;
+  const int piece = group / owners, own = group % owners;
+  const bool works = piece < pieces;
+  const auto table = near_tables + static_cast<int>(piece * cells);
   for_cells([&](int64_t near_cell, int64_t far_cell) {
-    if (fits) {
-      near_table[near_cell] = Cell();
-    } else {
-      far_table[far_cell] = Cell();
-    }
+    if (!fits) far_table[far_cell] = Cell();
+    for (int k = 0; fits && k < pieces; ++k) near_tables[k * cells + near_cell] = Cell();
   });
 
-  int groups = 1;  // of threads: each takes the slots of one residue
-  while (2 * groups * columns <= kThreads) groups *= 2;
-  const int column = tid % columns, group = tid / columns;
   const int64_t start = images.start(image), pixels = images.count(image);
   const T* first = features + strides.at(images, image) + first_channel * strides.channel;
   const int64_t first_pixel = images.offsets ? start : 0;
@@ -110,22 +119,26 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int n = static_cast<int>(pixels - from < shape.pixels ? pixels - from : shape.pixels);
     __syncthreads();  // the tile before has been added
     bool any = false;
-    for (int p = tid; p < n; p += kThreads) {
-      const int32_t slot = codes[start + from + p];
+    for (int p = tid; p - lane < n; p += kThreads) {
+      const int32_t slot = p < n ? codes[start + from + p] : kIgnored;
+      const int32_t before = __shfl_up_sync(kAllLanes, slot, 1);
+      const unsigned heads = __ballot_sync(kAllLanes, slot != before) >> lane >> 1;
+      if (p >= n) continue;
       slots[p] = slot;
+      ends[p] = heads ? p + __ffs(static_cast<int>(heads)) : p - lane + kWarp;
       any = any || slot >= 0;
     }
     if (!__syncthreads_or(any)) continue;
     load_tile(first + from * strides.pixel, strides, n, shape, tile);
     __syncthreads();
-    if (group >= groups) continue;
+    if (!works) continue;
     const auto add = [&](int32_t slot, const Cell& run) {
       if (slot < 0) return;
       if (fits) {
         const int32_t cell = slot * columns + column;
-        Cell sum = near_table[cell];
+        Cell sum = table[cell];
         sum.add(run);
-        near_table[cell] = sum;
+        table[cell] = sum;
       } else {
         far_table[int64_t{slot} * channels + column].add(run);
       }
@@ -133,22 +146,31 @@ __global__ void __launch_bounds__(kThreads, 2)
     const SharedPtr<A> row = tile + column * shape.row;
     int32_t slot = -1;
     Cell run;
-    for (int p = 0; p < n; ++p) {
+    const int size = shape.pixels / pieces;
+    const int stop = min((piece + 1) * size, n);
+    for (int p = piece * size; p < stop;) {
       const int32_t here = slots[p];
-      if (here < 0 || (here & (groups - 1)) != group) continue;
+      const int end = min(static_cast<int>(ends[p]), stop);
+      if (here < 0 || (here & (owners - 1)) != own) {
+        p = end;
+        continue;
+      }
       if (here != slot) {
         add(slot, run);
         slot = here;
         run = Cell();
       }
-      run.take(static_cast<A>(row[p]), first_pixel + from + p);
+#pragma unroll 4
+      for (; p < end; ++p) run.take(static_cast<A>(row[p]), first_pixel + from + p);
     }
     add(slot, run);
   }
   if (!fits) return;
   __syncthreads();
   for_cells([&](int64_t near_cell, int64_t far_cell) {
-    far_table[far_cell] = static_cast<Cell>(near_table[near_cell]);
+    Cell all = near_tables[near_cell];
+    for (int k = 1; k < pieces; ++k) all.add(static_cast<Cell>(near_tables[k * cells + near_cell]));
+    far_table[far_cell] = all;
   });
 }
 
@@ -194,6 +216,7 @@ __global__ void __launch_bounds__(kThreads)
       const int64_t parts = parts_of(blocks, table_rows, static_cast<int32_t>(count));
       const Cell* cell = tables + (image * table_rows + slot) * channels + channel;
       Cell result;
+#pragma unroll 8
       for (int64_t part = 0; part < parts; ++part) result.add(cell[part * count * channels]);
       write(rows, at, result, rows.counts[row]);
     } else {
@@ -421,10 +444,10 @@ void pool_cuda(const Array& features, const Array& labels, const Array* offsets,
 
     // In pieces of 16 bytes, as padded_bytes() has them.
     const int64_t others =
-        padded_bytes<A>(shape.channels * shape.row) + padded_bytes<int32_t>(shape.pixels) + 16;
+        padded_bytes<A>(shape.channels * shape.row) + 2 * padded_bytes<int32_t>(shape.pixels) + 16;
     const int64_t room = std::clamp<int64_t>(device.shared - others, 0, kTableBytes);
     const int64_t table_cells =
-        std::min(room / static_cast<int64_t>(sizeof(Cell)), capacity * shape.channels);
+        std::min(room / static_cast<int64_t>(sizeof(Cell)), capacity * kThreads);
     const int64_t shared = others + padded_bytes<Cell>(table_cells);
     launch(pool_kernel<T, Cell>, "instance_pool", images.images * plan.blocks * chunks, kThreads,
            shared, queue, features.as<const T>(), strides_of(features), images, shape,

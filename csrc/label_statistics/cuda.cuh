@@ -22,7 +22,6 @@ using namespace cuda;
 
 constexpr int kThreads = 256;
 constexpr int64_t kSegment = 512;  // pixels that one warp walks over
-constexpr int kAhead = 4;          // times 32 pixels that it reads at once
 
 struct Grid {  // LabelGrid, as a kernel takes it
   int64_t depth, height, width, image_stride, z_stride, y_stride, x_stride, pixels, segments;
@@ -102,41 +101,6 @@ __device__ __forceinline__ void advance(const Grid& grid, Point* p, int64_t by) 
       p->y = 0;
       ++p->z;
     }
-  }
-}
-
-// ids[k] = the label at offset at[k], or 0 if that is `left` pixels or more on. All are read at
-// once.
-template <class T>
-__device__ __forceinline__ void load_ids_of(const void* labels, const int64_t (&at)[kAhead],
-                                            int64_t left, int64_t (&ids)[kAhead]) {
-  T values[kAhead];
-#pragma unroll
-  for (int k = 0; k < kAhead; ++k) {
-    values[k] = k * kWarp < left ? static_cast<const T*>(labels)[at[k]] : T(0);
-  }
-#pragma unroll
-  for (int k = 0; k < kAhead; ++k) ids[k] = static_cast<int64_t>(values[k]);
-}
-
-__device__ __forceinline__ void load_ids(const void* labels, DType type,
-                                         const int64_t (&at)[kAhead], int64_t left,
-                                         int64_t (&ids)[kAhead]) {
-  switch (type) {
-    case DType::i8:
-      return load_ids_of<int8_t>(labels, at, left, ids);
-    case DType::i16:
-      return load_ids_of<int16_t>(labels, at, left, ids);
-    case DType::i32:
-      return load_ids_of<int32_t>(labels, at, left, ids);
-    case DType::u8:
-      return load_ids_of<uint8_t>(labels, at, left, ids);
-    case DType::u16:
-      return load_ids_of<uint16_t>(labels, at, left, ids);
-    case DType::u32:
-      return load_ids_of<uint32_t>(labels, at, left, ids);
-    default:
-      return load_ids_of<int64_t>(labels, at, left, ids);
   }
 }
 

@@ -32,6 +32,7 @@ using namespace cuda;
 constexpr int kThreads = 256;
 constexpr int kRows = 32, kColumns = 64;  // points of a tile
 constexpr int kChannels = 32;             // in shared memory at a time
+constexpr int kAtOnce = 4;                // pixels of an instance whose loads do not wait
 // Odd, so that neither points nor channels of a tile lie in one bank.
 constexpr int kRow = kRows + 1, kColumn = kColumns + 1;
 constexpr int kSide = 16;                                 // threads along either side of a tile
@@ -84,21 +85,34 @@ __global__ void __launch_bounds__(kThreads)
     wrong = wrong || pixel < -1 || pixel >= pixels;
   }
   const T* source = embeddings + image * strides.image;
-  for (int64_t slot = first; slot < first + shape.samples && count > 0; ++slot) {
-    const int64_t pixel = indices[slot];
-    if (lane == 0) points.shares[slot] = pixel < 0 ? A(0) : A(1) / static_cast<A>(count);
+  const int64_t end = count > 0 ? first + shape.samples : first;
+  const auto limit = static_cast<A>(kLargest);
+  for (int64_t from = first; from < end; from += kAtOnce) {
+    int64_t chosen[kAtOnce];
+#pragma unroll
+    for (int q = 0; q < kAtOnce; ++q) chosen[q] = from + q < end ? indices[from + q] : -1;
+#pragma unroll
+    for (int q = 0; q < kAtOnce; ++q) {
+      if (lane != q || from + q >= end) continue;
+      points.shares[from + q] = chosen[q] < 0 ? A(0) : A(1) / static_cast<A>(count);
+    }
     for (int d = lane; d < shape.channels; d += kWarp) {
-      A x = 0;
-      if (pixel >= 0 && pixel < pixels) {
-        x = static_cast<A>(source[pixel * strides.pixel + d * strides.channel]);
-        if (!(x - x == 0)) {
-          infinite = true;
-          x = 0;
-        }
-        const auto limit = static_cast<A>(kLargest);
-        x = x < -limit ? -limit : (x > limit ? limit : x);
+      A x[kAtOnce];
+#pragma unroll
+      for (int q = 0; q < kAtOnce; ++q) {
+        const int64_t pixel = chosen[q];
+        const bool there = pixel >= 0 && pixel < pixels;
+        x[q] = there ? static_cast<A>(source[pixel * strides.pixel + d * strides.channel]) : A(0);
       }
-      points.values[slot * shape.channels + d] = x;
+#pragma unroll
+      for (int q = 0; q < kAtOnce; ++q) {
+        if (!(x[q] - x[q] == 0)) {
+          infinite = true;
+          x[q] = 0;
+        }
+        x[q] = x[q] < -limit ? -limit : (x[q] > limit ? limit : x[q]);
+        if (from + q < end) points.values[(from + q) * shape.channels + d] = x[q];
+      }
     }
   }
   infinite = __any_sync(kAllLanes, infinite);
@@ -138,20 +152,34 @@ __device__ __forceinline__ bool is_nan(const Points<A>& points, int64_t image, d
   return (flags & kWrong) != 0 || ((flags & kInfinite) != 0 && weights > 0);
 }
 
-// tile[channel * stride + point] for some channels of the points from `first` on, 0 where no pixel
-// is.
-template <class A>
-__device__ __forceinline__ void load_points(const A* values, const A* shares, int channels,
-                                            int32_t first, int count, int32_t end, int from,
-                                            int some, SharedPtr<A> tile, int stride) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  for (int p = static_cast<int>(threadIdx.x) / kWarp; p < count; p += kBlockWarps) {
-    if (lane >= some) continue;
-    const bool there = first + p < end && shares[first + p] != 0;
-    tile[lane * stride + p] =
-        there ? values[static_cast<int64_t>(first + p) * channels + from + lane] : A(0);
+// A channel of a warp's points of a tile, those from `first` on, on its way from global memory to
+// tile[channel * stride + point]; 0 where no pixel is. All loads come before the first store, which
+// would wait for them.
+template <class A, int count>
+struct Load {
+  A values[count / kBlockWarps];
+
+  __device__ __forceinline__ Load(const A* from, const A* shares, int64_t step, int32_t first,
+                                  int32_t end) {
+    const int32_t warp = static_cast<int32_t>(threadIdx.x) / kWarp;
+    A weights[count / kBlockWarps];
+#pragma unroll
+    for (int q = 0; q < count / kBlockWarps; ++q) {
+      const int32_t p = first + warp + q * kBlockWarps;
+      weights[q] = p < end ? shares[p] : A(0);
+      values[q] = p < end ? from[p * step] : A(0);
+    }
+#pragma unroll
+    for (int q = 0; q < count / kBlockWarps; ++q) {
+      if (weights[q] == 0) values[q] = 0;  // where nothing was written
+    }
   }
-}
+  __device__ __forceinline__ void store(SharedPtr<A> row) const {
+    const int warp = static_cast<int>(threadIdx.x) / kWarp;
+#pragma unroll
+    for (int q = 0; q < count / kBlockWarps; ++q) row[warp + q * kBlockWarps] = values[q];
+  }
+};
 
 template <class A>
 __global__ void __launch_bounds__(kThreads, 2)
@@ -172,9 +200,12 @@ __global__ void __launch_bounds__(kThreads, 2)
   const auto samples = static_cast<int32_t>(shape.samples);
   const auto load = [&](int32_t column, int from) {
     const int some = channels - from < kChannels ? channels - from : kChannels;
+    const int own = lane < some ? lane : 0;
+    const Load<A, kRows> left(values + from + own, shares, channels, first, end);
+    const Load<A, kColumns> right(values + from + own, shares, channels, column, end);
     __syncthreads();  // what was there has been read
-    load_points<A>(values, shares, channels, first, kRows, end, from, some, rows, kRow);
-    load_points<A>(values, shares, channels, column, kColumns, end, from, some, columns, kColumn);
+    if (lane < some) left.store(rows + lane * kRow);
+    if (lane < some) right.store(columns + lane * kColumn);
     __syncthreads();
     return some;
   };

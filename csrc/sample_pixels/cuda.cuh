@@ -2,7 +2,7 @@
 //
 // Bytes, for N pixels and labels of L bytes: N (L + 2) to find their instances, N 4 to number them
 // and N 2 to collect candidates, 8 MB for 512 x 1024 and int64 labels, 3 us at 3.3 TB/s, and the
-// outputs. Flops: a hash and a division a pixel.
+// outputs, 9 each. Flops: a hash and a division a pixel.
 //
 // An instance's size tells how small its K smallest keys are: pixels below a limit that is generous
 // are its candidates, in no order, and those are ranked by counting, n^2 comparisons of n = K + 8
@@ -145,34 +145,47 @@ __device__ __forceinline__ void take_smallest(const Codes& slots, int64_t start,
   __syncthreads();
 }
 
-// A block takes an instance.
+// Whatever select_kernel() does not write: no block need look at a row without an instance. A
+// thread takes an element.
+__global__ void __launch_bounds__(kThreads)
+    fill_kernel(Work work, int64_t elements, int64_t* indices, uint8_t* valid) {
+  const int64_t k = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (k >= elements) return;
+  const int64_t row = k / work.samples;
+  const bool taken = k % work.samples < work.sizes[row];  // 0 where there is no such instance
+  valid[k] = taken ? 1 : 0;
+  if (!taken) indices[k] = work.given_up(row / work.capacity) ? kTooMany : -1;
+}
+
+// A block takes the instances of an image one after the other, every parts-th of them.
 __global__ void __launch_bounds__(kThreads)
     select_kernel(Images images, const uint64_t* words, Work work, Codes slots, int64_t* indices,
-                  uint8_t* valid) {
-  const int64_t row = blockIdx.x, image = row / work.capacity, samples = work.samples;
-  const auto slot = static_cast<int32_t>(row % work.capacity);
-  int64_t* const own = indices + row * samples;
-  const bool given_up = work.given_up(image);
-  const int64_t size = work.sizes[row];  // 0 where there is no such instance
-  const int64_t taken = size < samples ? size : samples;
-  if (taken > 0) {
-    const int64_t start = images.start(image);
+                  int64_t parts) {
+  const int64_t image = blockIdx.x / parts;
+  if (work.given_up(image)) return;
+  const int64_t start = images.start(image), found = work.found[image];
+  for (int64_t slot = blockIdx.x % parts; slot < found; slot += parts) {
+    const int64_t row = image * work.capacity + slot, size = work.sizes[row];
+    const int64_t taken = size < work.samples ? size : work.samples;
+    int64_t* const own = indices + row * work.samples;
     const auto wanted = static_cast<int64_t>(work.wanted[row]);
     int64_t* const candidates = work.candidates + row * work.room;
     const auto key_of = [word = words[image]](int64_t pixel) { return key(word, pixel); };
     if (taken <= wanted && wanted <= work.room) {
       sort_pixels(candidates, wanted, taken, own, key_of);
     } else {
-      take_smallest(slots, start, images.count(image), slot, taken, own, key_of);
+      take_smallest(slots, start, images.count(image), static_cast<int32_t>(slot), taken, own,
+                    key_of);
     }
     sort_pixels(own, taken, taken, candidates, [](int64_t) { return uint64_t{0}; });
     const int64_t first = images.offsets ? start : 0;
     for (int64_t k = threadIdx.x; k < taken; k += kThreads) own[k] = first + candidates[k];
   }
-  for (int64_t k = threadIdx.x; k < samples; k += kThreads) {
-    valid[row * samples + k] = k < taken ? 1 : 0;
-    if (k >= taken) own[k] = given_up ? kTooMany : -1;
-  }
+}
+
+// Blocks an image that select its pixels: enough to fill the device.
+int64_t parts_an_image(int64_t images, int64_t capacity) {
+  return std::clamp<int64_t>(8 * int64_t{device_info().processors} / images, 1, capacity);
 }
 
 }  // namespace
@@ -210,9 +223,11 @@ void sample_cuda(const Array& labels, const Array* offsets, const LabelRules& ru
   fill_bytes(work.wanted, 0, images.images * capacity * 8, queue);
   launch(collect_kernel, "sample_pixels_collect", (images.total + kThreads - 1) / kThreads,
          kThreads, 0, queue, images, words.as<const uint64_t>(), work, work.slot_of());
-  launch(select_kernel, "sample_pixels_select", images.images * capacity, kThreads, 0, queue,
-         images, words.as<const uint64_t>(), work, work.slot_of(), indices.as<int64_t>(),
-         valid.as<uint8_t>());
+  launch(fill_kernel, "sample_pixels_fill", (indices.size() + kThreads - 1) / kThreads, kThreads, 0,
+         queue, work, indices.size(), indices.as<int64_t>(), valid.as<uint8_t>());
+  const int64_t parts = parts_an_image(images.images, capacity);
+  launch(select_kernel, "sample_pixels_select", images.images * parts, kThreads, 0, queue, images,
+         words.as<const uint64_t>(), work, work.slot_of(), indices.as<int64_t>(), parts);
 }
 
 }  // namespace instembed::sample_pixels

@@ -11,6 +11,7 @@
 #include "common/dtype.h"
 #include "common/memory.h"
 #include "common/parallel.h"
+#include "seeds/order.h"
 #include "seeds/scan.h"
 #include "seeds/seeds.h"
 
@@ -285,7 +286,7 @@ int64_t grow_image(const Pixels<T>& pixels, const int64_t* seeds, const double* 
     if (seeds[s] >= 0) candidates.places.push_back(s);
   }
   std::stable_sort(candidates.places.begin(), candidates.places.end(),
-                   [&](int64_t a, int64_t b) { return scores[a] > scores[b]; });
+                   [&](int64_t a, int64_t b) { return is_better(scores[a], scores[b]); });
   for (const int64_t s : candidates.places) {
     const T* pixel = pixels.image.data + seeds[s] * pixels.image.pixel_stride;
     for (int d = 0; d < candidates.dims; ++d) {

@@ -5,8 +5,8 @@
 // seed that is most similar, with another if instances are given up. For N pixels of D
 // channels of T bytes and S seeds that are N (2 T D + 8) bytes, 25 MB and 8 us at 3.3 TB/s for 512
 // x 512, D = 8 and float32; at least 6 N S 8 flops, 1.3 GFLOP and 20 us at 60 TFLOP/s for 100
-// seeds; and S steps of accepting, about half a microsecond each (assumed). Memory: S^2 counters an
-// image.
+// seeds; and S steps of accepting, a quarter of a microsecond each (assumed). Memory: S^2 counters
+// an image.
 //
 // A pixel's mask membership is a bit of a warp's word for each seed, which lives in shared memory
 // until the pairs of the few seeds that have any are counted. Integers only: their order does not
@@ -14,6 +14,7 @@
 #pragma once
 
 #include "seeds/near.cuh"
+#include "seeds/order.h"
 
 namespace instembed::seeds {
 namespace {
@@ -64,7 +65,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t other = first + lane; other - lane < first + seeds.count; other += kWarp) {
     const bool better =
         other < first + seeds.count && seeds.there(other, input.pixels) &&
-        (seeds.scores[other] > score || (seeds.scores[other] == score && other < k));
+        (is_better(seeds.scores[other], score) ||
+         (other < k && !is_better(score, seeds.scores[other])));  // each has a rank of its own
     rank += __popc(__ballot_sync(kAllLanes, better));
   }
   const int64_t row = first + rank;
@@ -125,26 +127,33 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <class A>
 __global__ void __launch_bounds__(kThreads)
     accept_kernel(int64_t count, Candidates<A> candidates, Growth growth) {
+  DynamicShared shared;
+  const auto sizes = shared.take<int32_t>(static_cast<int>(count));   // of all masks
+  const auto chosen = shared.take<int32_t>(static_cast<int>(count));  // the accepted
   const int64_t image = blockIdx.x;
+  const auto tid = static_cast<int32_t>(threadIdx.x);
   const int32_t* pairs = candidates.pairs + image * count * count;
-  int32_t* const chosen = candidates.chosen + image * 2 * count;
+  const int32_t found = candidates.found[image];
+  for (int32_t k = tid; k < found; k += kThreads) sizes[k] = pairs[k * count + k];
+  __syncthreads();
   int32_t accepted = 0;
-  for (int32_t k = 0; k < candidates.found[image]; ++k) {
-    const int32_t size = pairs[k * count + k];
+  for (int32_t k = 0; k < found; ++k) {
+    const int32_t size = sizes[k];
     bool duplicate = false;
-    for (int32_t j = static_cast<int32_t>(threadIdx.x); j < accepted; j += kThreads) {
-      const int64_t other = chosen[j];
-      const int32_t theirs = pairs[other * count + other];
+    for (int32_t j = tid; j < accepted; j += kThreads) {
+      const int32_t other = chosen[j], theirs = sizes[other];
       const int32_t smaller = size < theirs ? size : theirs;
       duplicate = duplicate || !(static_cast<double>(pairs[other * count + k]) <=
                                  growth.overlap * static_cast<double>(smaller));
     }
     if (__syncthreads_or(duplicate) || size < growth.min_size) continue;
-    if (threadIdx.x == 0) chosen[accepted] = k;
+    if (tid == 0) chosen[accepted] = k;
     ++accepted;
     __syncthreads();
   }
-  if (threadIdx.x == 0) candidates.kept[image * 2] = accepted;
+  int32_t* const to = candidates.chosen + image * 2 * count;
+  for (int32_t j = tid; j < accepted; j += kThreads) to[j] = chosen[j];
+  if (tid == 0) candidates.kept[image * 2] = accepted;
 }
 
 // Labels: 1 + the most similar of the chosen in whose ball a pixel lies, the first of equals. Once
@@ -161,8 +170,14 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int32_t* chosen = candidates.chosen + own;
   const int32_t n = candidates.kept[image * 2 + (again ? 1 : 0)];
   if (again && n == candidates.kept[image * 2]) return;
-  for (int64_t group = blockIdx.x % blocks * kWarps + warp_of_thread(); group < input.groups();
-       group += blocks * kWarps) {
+  const auto add = [&](int32_t owner, int pixels) {
+    if (owner > 0 && pixels > 0) atomicAdd(candidates.sizes + own + owner - 1, pixels);
+  };
+  int32_t last = 0;  // the owner of the pixels before, of which so many have not been added yet
+  int run = 0;
+  const int64_t groups = input.groups(), warps = blocks * kWarps;
+  const int64_t part = blockIdx.x % blocks * kWarps + warp_of_thread();
+  for (int64_t group = groups * part / warps; group < groups * (part + 1) / warps; ++group) {
     const int64_t i = group * kWarp + lane;
     const Pixel<T, A> pixel(input, image, i, i < input.pixels && input.counts(image, i));
     int32_t owner = 0;
@@ -178,14 +193,22 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
     }
     if (i < input.pixels) labels[image * input.pixels + i] = owner;
+    if (__all_sync(kAllLanes, owner == last)) {
+      run += kWarp;
+      continue;
+    }
+    if (lane == 0) add(last, run);
+    last = __shfl_sync(kAllLanes, owner, kWarp - 1);
+    run = 0;
     for (unsigned rest = __ballot_sync(kAllLanes, owner > 0); rest != 0;) {
       const int leader = __ffs(static_cast<int>(rest)) - 1;
       const unsigned same =
           __ballot_sync(kAllLanes, owner == __shfl_sync(kAllLanes, owner, leader));
-      if (lane == leader) atomicAdd(candidates.sizes + own + owner - 1, __popc(same));
+      if (lane == leader) add(owner, __popc(same));
       rest &= ~same;
     }
   }
+  if (lane == 0) add(last, run);
 }
 
 // What others took too much of is given up, and its pixels go to those: which only grow, so that
@@ -272,8 +295,8 @@ void grow_cuda(const Array& embeddings, const Array* mask, const Array& seeds, c
     const int64_t blocks = blocks_an_image(images, (pixels + kThreads - 1) / kThreads);
     launch(count_pairs_kernel<T, A>, "grow_seeds_count", images * blocks, kThreads, shared, queue,
            input, count, candidates, blocks);
-    launch(accept_kernel<A>, "grow_seeds_accept", images, kThreads, 0, queue, count, candidates,
-           growth);
+    launch(accept_kernel<A>, "grow_seeds_accept", images, kThreads,
+           2 * padded_bytes<int32_t>(count), queue, count, candidates, growth);
     const auto assign = [&](bool again) {
       launch(assign_kernel<T, A>, "grow_seeds", images * blocks, kThreads, 0, queue, input, count,
              candidates, again, labels.as<int64_t>(), blocks);

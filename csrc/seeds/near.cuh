@@ -140,7 +140,8 @@ inline int64_t blocks_an_image(int64_t images, int64_t most) {
   return std::clamp<int64_t>(fill, 1, std::max<int64_t>(most, 1));
 }
 
-// How the blocks of a cooperative launch are shared: a group takes an image at a time.
+// How the blocks of a cooperative launch are shared: a group takes an image at a time. Two a
+// multiprocessor are enough: more would only have more to wait for.
 struct Crew {
   int blocks = 1;
   int64_t groups = 1;
@@ -148,7 +149,8 @@ struct Crew {
   template <class Kernel>
   static Crew of(Kernel kernel, const char* name, int64_t shared, int64_t images, int64_t pixels) {
     expect(shared <= device_info().shared, "embeddings: too many channels for this device");
-    const int64_t most = std::max<int64_t>(most_together(kernel, name, kThreads, shared), 1);
+    const int64_t fit = std::max<int64_t>(most_together(kernel, name, kThreads, shared), 1);
+    const int64_t most = std::min(fit, 2 * int64_t{device_info().processors});
     const int64_t count = std::max<int64_t>(images, 1);
     const int64_t useful = std::max<int64_t>((pixels + kThreads - 1) / kThreads, 1);
     Crew crew;

@@ -120,18 +120,17 @@ struct Selector {
       possible = x - x == 0;
     }
     distances[i] = possible ? INFINITY : kTaken;
-    if (!possible) return;
-    objectives[i] = objective(i, INFINITY);
-    best->meet(value, i);
+    objectives[i] = possible ? objective(i, INFINITY) : 0;
+    if (possible) best->meet(value, i);
   }
 
   // There is one more seed.
   __device__ void approach(int64_t i, SharedPtr<A> seed, Best* best) const {
-    double distance = distances[i];
+    double distance = distances[i], value = objectives[i];  // on their way at once
     if (!(distance > 0)) return;
     const T* pixel = input.at(image, i);
     A squared = 0;
-#pragma unroll 4
+#pragma unroll 8
     for (int d = 0; d < input.channels; ++d) {
       const A difference = static_cast<A>(pixel[d * input.strides.channel]) - seed[d];
       squared += difference * difference;
@@ -142,19 +141,19 @@ struct Selector {
       if (exact < distance) {
         distances[i] = distance = exact;
         if (!(distance > 0)) return;  // the seed itself, or its embedding again
-        objectives[i] = objective(i, distance);
+        objectives[i] = value = objective(i, distance);
       }
     }
-    best->meet(objectives[i], i);
+    best->meet(value, i);
   }
 };
 
 template <class T, class A>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     select_kernel(Input<T> input, Seediness seediness, SelectWork work, Chosen chosen,
                   Selection rule, int blocks) {
-  INSTEMBED_SHARED(double, values, kWarps);
-  INSTEMBED_SHARED(int64_t, pixels, kWarps);
+  INSTEMBED_SHARED(double, values, kWarps + 1);  // of each warp, and the best of all blocks
+  INSTEMBED_SHARED(int64_t, pixels, kWarps + 1);
   DynamicShared shared;
   const auto seed = shared.take<A>(input.channels);
   const int tid = static_cast<int>(threadIdx.x), lane = lane_of_thread(), warp = warp_of_thread();
@@ -178,12 +177,20 @@ __global__ void __launch_bounds__(kThreads)
       work.found[place + block] = best.pixel;
     }
     barrier.wait(work.arrived + group, blocks);
-    Best all;
-    for (int b = lane; b < blocks; b += kWarp) {
-      all.meet({work.values[place + b], work.found[place + b]});
-    }
     phase ^= 1;
-    return best_of_warp(all);
+    if (warp == 0) {
+      Best all;
+      for (int b = lane; b < blocks; b += kWarp) {
+        all.meet({work.values[place + b], work.found[place + b]});
+      }
+      all = best_of_warp(all);
+      if (lane == 0) {
+        values[kWarps] = all.value;
+        pixels[kWarps] = all.pixel;
+      }
+    }
+    __syncthreads();
+    return Best{values[kWarps], pixels[kWarps]};
   };
 
   for (int64_t image = group; image < input.images; image += groups) {

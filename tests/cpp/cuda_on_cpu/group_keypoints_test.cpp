@@ -101,6 +101,8 @@ void test_group_keypoints(int schedules) {
     c.options.nms = nms;
     c.options.peak_threshold = 0.8;
     c.options.max_people = nms == 1 ? 300 : 5;  // more candidates than threads
+    c.images = nms == 1 ? 1 : 2;
+    c.joints = nms == 1 ? 2 : 4;
     check(c, schedules);
   }
   for (const int64_t people : {1, 31, 33, 70}) {  // groups of people and of warps
@@ -118,6 +120,13 @@ void test_group_keypoints(int schedules) {
     c.joints = 1;
     check(c, schedules);
   }
+  Case large;  // several pixels a thread, of all warps
+  large.images = 1;
+  large.height = 19;
+  large.width = 27;
+  large.dims = 2;
+  large.options.max_people = 7;
+  check(large, schedules);
   Case nothing;
   nothing.options.peak_threshold = 5;
   check(nothing, schedules);

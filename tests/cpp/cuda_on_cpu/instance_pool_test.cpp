@@ -148,6 +148,14 @@ void test_instance_pool(int schedules) {
   few.run = 300;
   few.pixels = 5000;
   check(few, schedules);
+  for (const int64_t ids : {8, 20, 45}) {  // 4 tables of a block, 2 and 1; one less for maxima
+    Case c;
+    c.channels = 64;
+    c.pixels = 300;
+    c.ids = ids;
+    c.run = 3;
+    check(c, schedules);
+  }
   Case wide;  // several tiles a block
   wide.channels = 200;
   wide.pixels = 1500;

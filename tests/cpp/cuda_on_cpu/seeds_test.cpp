@@ -23,6 +23,7 @@ struct Case {
   bool whole_numbers = false;      // distances and objectives meet
   double grain = 0;                // what those are off by, about; then all are equally seedy
   bool rough = false;              // some values are not finite
+  bool unordered = false;          // a third of the scores are NaN
   double foreground = 1;           // of the pixels, by a mask
   std::vector<double> radii{1.94, 1.1, 0.51, 0.2};  // squared
   Growth growth;
@@ -69,7 +70,7 @@ struct Data {
       for (int64_t s = 0; s < c.seeds; ++s) {
         const int64_t k = b * c.seeds + s;
         seeds.as<int64_t>()[k] = draw(1, 4) == 1 || c.pixels == 0 ? -1 : draw(0, c.pixels - 1);
-        scores.as<double>()[k] = draw(0, 8) / 8.0;
+        scores.as<double>()[k] = c.unordered && draw(1, 3) == 1 ? NAN : draw(0, 8) / 8.0;
         radii.as<double>()[k] = c.radii[draw(0, static_cast<int64_t>(c.radii.size()) - 1)];
       }
     }
@@ -208,6 +209,26 @@ void check_wrong_seeds(int schedules) {
   });
 }
 
+// Seeds without a score come last, in their order.
+void check_unordered(int schedules) {
+  Case c;
+  c.images = 1;
+  c.seeds = 4;
+  c.growth.overlap = 1;
+  Data data(c);
+  for (int64_t k = 0; k < c.seeds; ++k) {
+    data.seeds.as<int64_t>()[k] = 30 * k;
+    data.scores.as<double>()[k] = k < 2 ? NAN : static_cast<double>(k);
+    data.radii.as<double>()[k] = 0;  // of itself only
+  }
+  Grown grown(c);
+  grow(data.embeddings, nullptr, data.seeds, data.scores, data.radii, c.growth, grown.labels,
+       grown.order, grown.counts, grown.instances, 1);
+  const int64_t expected[] = {3, 2, 0, 1};
+  CHECK(std::equal(expected, expected + 4, grown.order.as<int64_t>()));
+  check_grow(c, data, schedules);
+}
+
 }  // namespace
 
 void test_seeds(int schedules) {
@@ -275,6 +296,22 @@ void test_seeds(int schedules) {
       check(c, schedules, true);
     }
   }
+  {  // several groups of pixels a warp, all of one instance
+    Case c;
+    c.images = 9;
+    c.pixels = 900;
+    c.clusters = 2;
+    c.run = 300;
+    c.spread = 0.1;
+    c.seeds = 5;
+    check_grow(c, Data(c), schedules);
+  }
+  {
+    Case c;
+    c.unordered = true;
+    c.seeds = 40;
+    check(c, schedules);
+  }
   {  // one mask over everything; instances that others leave too little of, again and again
     Case c;
     c.radii = {1e9};
@@ -291,6 +328,7 @@ void test_seeds(int schedules) {
     check(c, schedules);
   }
   check_wrong_seeds(schedules);
+  check_unordered(schedules);
 }
 
 }  // namespace instembed
