@@ -34,7 +34,7 @@ class Certificate {
     if (!keeps_squares<S>(all_.bandwidth())) return 0;
     bool moves = false;
     int credit = kCredit;
-    for (bool begins = true; seed != INT64_MAX && credit > 0; begins = false) {
+    for (bool begins = true; seed != INT64_MAX && credit > 0; begins = false, phase_ ^= 1) {
       const T* point = cloud_.point(seed);
       move_to([&](int d) { return static_cast<double>(point[d * cloud_.channel()]); });
       look_about(begins);
@@ -56,7 +56,9 @@ class Certificate {
   static constexpr int kCredit = 8;
 
   __device__ uint32_t& open(int64_t tile) const { return all_.modes.open[cloud_.first + tile]; }
-  __device__ uint32_t& found(int64_t tile) const { return all_.modes.found[cloud_.first + tile]; }
+  __device__ uint32_t& found(int64_t tile) const {
+    return all_.modes.found[phase_ * cloud_.all.row + cloud_.first + tile];
+  }
 
   // The block's centre is `value(d)`. It lies where the first warp has its own.
   template <class Value>
@@ -97,8 +99,7 @@ class Certificate {
   // Whether all members are certainly within h/2 of their mean and all others certainly beyond
   // 1.5 h. Also finds the first point that is open.
   __device__ bool test(int32_t members) const {
-    // More than distances here and about any member are rounded by, however many channels fit. A
-    // constant, for the registers' sake.
+    // More than distances here and about any member are rounded by, however many channels fit.
     constexpr double margin = 1e-9;
     DeviceBall<S> ball;
     bool finite = ball_of(0.5 * (1 - margin) * all_.bandwidth(), &ball);
@@ -116,18 +117,15 @@ class Certificate {
         return finite ? side_of(cloud_, tile, ball) : Side::outside;
       });
       uint32_t core = members.inside, near = members.inside;
-      for (uint32_t bits = __ballot_sync(kAllLanes, members.cut); bits; bits &= bits - 1) {
-        const int k = __ffs(static_cast<int>(bits)) - 1;
-        const uint32_t active = __shfl_sync(kAllLanes, members.active, k);
-        S squared = 0;
-        if (active >> lane & 1) squared = squared_in_test(cloud_, (from + k) * kTile + lane, ball);
+      const auto visit = [&](int tile, uint32_t active, int64_t, S squared) {
         const uint32_t in = active & __ballot_sync(kAllLanes, squared <= core2);
         const uint32_t out = active & __ballot_sync(kAllLanes, squared > ball.certain.outer2);
-        if (lane == k) {
+        if (lane == tile) {
           core = in;
           near = active & ~out;
         }
-      }
+      };
+      for_cut_tiles(cloud_, from, members, ball, visit);
       *count += __popc(core & own) - __popc(near & ~own);
     });
     return group_.count() == members;
@@ -155,6 +153,7 @@ class Certificate {
   const Trajectories<T, S>& all_;
   const Cloud<T, S>& cloud_;
   Group& group_;
+  int phase_ = 0;  // of found()
 };
 
 }  // namespace instembed::mean_shift::device

@@ -1,5 +1,5 @@
 // Trajectories that the certificate did not settle, followed to their end: a warp takes a tile of
-// seeds.
+// seeds, or a part of one where there are fewer tiles than warps.
 //
 // The first shift is made for the tile: boxes that lie in the ball of every seed have one sum and
 // number for all of them, those outside of all are nothing, and each seed looks only into what is

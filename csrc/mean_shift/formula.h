@@ -12,13 +12,13 @@
 
 namespace instembed::mean_shift {
 
-// `center` is anything with an index.
-template <class S, class Center>
+// `center` is anything with an index. A GPU loads `together` channels at a time.
+template <int together = 4, class S, class Center>
 INSTEMBED_HOST_DEVICE inline double squared_distance(const S* point, int64_t stride,
                                                      const Center& center, int dims) {
   double total = 0;
 #if defined(__CUDA_ARCH__)
-#pragma unroll 1  // this is rare where registers are dear
+#pragma unroll together
 #endif
   for (int d = 0; d < dims; ++d) {
     const double difference =

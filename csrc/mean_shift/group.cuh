@@ -33,12 +33,16 @@ struct Output {
 struct Exchange {
   unsigned long long* arrived = nullptr;  // a group
   double* sums = nullptr;                 // (groups, 2, sums of a pass, kParts)
-  int64_t* numbers = nullptr;             // (groups, 2, 3, kParts): count, class and pixel
+  // (groups, 2, most_numbers): of a pass, (3, kParts) counts, classes and pixels; or each block's
+  // best pixel.
+  int64_t* numbers = nullptr;
+  int64_t most_numbers = 0;
 
-  void take(Workspace* workspace, int64_t groups, int64_t most_sums) {
+  void take(Workspace* workspace, int64_t groups, int64_t blocks, int64_t most_sums) {
+    most_numbers = blocks > 3 * kParts ? blocks : 3 * kParts;
     arrived = workspace->take<unsigned long long>(groups);
     sums = workspace->take<double>(groups * 2 * most_sums * kParts);
-    numbers = workspace->take<int64_t>(groups * 2 * 3 * kParts);
+    numbers = workspace->take<int64_t>(groups * 2 * most_numbers);
   }
 };
 
@@ -110,7 +114,7 @@ class Group {
     const SharedPtr<double> own = shared_.warp_sums + warp * n;
     const int64_t place = 2 * index + phase_;
     double* const sums = exchange_.sums + place * most_sums_ * kParts;
-    int64_t* const numbers = exchange_.numbers + place * 3 * kParts;
+    int64_t* const numbers = exchange_.numbers + place * exchange_.most_numbers;
     for (int part = block; part < parts_; part += blocks) {
       if (with_sums) {
         for (int d = lane; d < n; d += kWarp) own[d] = 0.0;
@@ -155,7 +159,7 @@ class Group {
       for (int d = warp; d < n; d += kWarps) {
         double sum = 0;
         for (int part = lane; part < parts_; part += kWarp) sum += sums[d * kParts + part];
-        sum = reduce_warp(sum, Sum{});
+        sum = warp_sum(sum);
         if (lane == 0) shared_.total[d] = sum;
       }
     }
@@ -183,7 +187,7 @@ class Group {
   template <class Take, class Better>
   __device__ int64_t best(int64_t pixels, Take&& take, Better&& better) {
     const int lane = lane_of_thread(), warp = warp_of_thread();
-    int64_t* const numbers = exchange_.numbers + (2 * index + phase_) * 3 * kParts;
+    int64_t* const numbers = exchange_.numbers + (2 * index + phase_) * exchange_.most_numbers;
     const auto reduce = [&](int64_t mine) {
 #pragma unroll
       for (int other = kWarp / 2; other > 0; other /= 2) {
@@ -192,25 +196,23 @@ class Group {
       }
       return mine;
     };
-    for (int part = block; part < parts_; part += blocks) {
-      int64_t mine = -1;
-      for_pixels_of(part, pixels, [&](int64_t i) {
-        if (take(i) && (mine < 0 || better(i, mine))) mine = i;
-      });
-      mine = reduce(mine);
-      if (lane == 0) shared_.numbers[warp] = mine;
-      __syncthreads();
-      if (warp == 0) {
-        mine = reduce(lane < kWarps ? static_cast<int64_t>(shared_.numbers[lane]) : int64_t{-1});
-        if (lane == 0) numbers[part] = mine;
-      }
-      __syncthreads();
+    int64_t mine = -1;
+    for_pixels(pixels, [&](int64_t i) {
+      if (take(i) && (mine < 0 || better(i, mine))) mine = i;
+    });
+    __syncwarp();  // what take() changed is there for the other lanes
+    mine = reduce(mine);
+    if (lane == 0) shared_.numbers[warp] = mine;
+    __syncthreads();
+    if (warp == 0) {
+      mine = reduce(lane < kWarps ? static_cast<int64_t>(shared_.numbers[lane]) : int64_t{-1});
+      if (lane == 0) numbers[block] = mine;
     }
     wait();
     if (warp == kWarps - 1) {
-      int64_t mine = -1;
-      for (int part = lane; part < parts_; part += kWarp) {
-        const int64_t theirs = numbers[part];
+      mine = -1;
+      for (int k = lane; k < blocks; k += kWarp) {
+        const int64_t theirs = numbers[k];
         if (theirs >= 0 && (mine < 0 || better(theirs, mine))) mine = theirs;
       }
       mine = reduce(mine);
@@ -228,10 +230,12 @@ class Group {
     return {shared_.numbers[3 * kWarps + 1], shared_.numbers[3 * kWarps + 2]};
   }
 
-  // visit(pixel) for each pixel of the block's chunks.
+  // visit(pixel) for each pixel that the thread has here and in best(), which are not those of its
+  // chunks: points that are few have many threads.
   template <class Visit>
   __device__ void for_pixels(int64_t pixels, Visit&& visit) {
-    for (int part = block; part < parts_; part += blocks) for_pixels_of(part, pixels, visit);
+    int64_t i = int64_t{block} * kThreads + threadIdx.x;
+    for (; i < pixels; i += int64_t{blocks} * kThreads) visit(i);
   }
 
   __device__ void wait() { barrier_.wait(exchange_.arrived + index, blocks); }
@@ -239,16 +243,6 @@ class Group {
   const int block, blocks, index;
 
  private:
-  template <class Visit>
-  __device__ void for_pixels_of(int part, int64_t pixels, Visit&& visit) {
-    for (int c = part + parts_ * warp_of_thread(); c < chunks_; c += parts_ * kWarps) {
-      const int64_t from = int64_t{c} * kChunk * kTile;
-      for (int64_t i = from + lane_of_thread(); i < from + kChunk * kTile; i += kWarp) {
-        if (i < pixels) visit(i);
-      }
-    }
-  }
-
   GroupBarrier barrier_;
   const Exchange& exchange_;
   Shared shared_;
@@ -263,13 +257,16 @@ __device__ __forceinline__ void meet_first(int64_t tile, const Left& left, First
   first->meet(left.label_class, tile * kTile + __ffs(static_cast<int>(left.active)) - 1);
 }
 
-// The first pass: describes all tiles, and finds the first point.
+// The first pass: describes all tiles, while the next is on its way, and finds the first point.
 template <class T, class S>
 __device__ __forceinline__ void find_tiles(const Cloud<T, S>& cloud, Group* group) {
   group->template pass<false>([&](int64_t from, SharedPtr<double>, int*, First* first) {
     const int64_t end = from + kChunk < cloud.tiles() ? from + kChunk : cloud.tiles();
+    Pixel<T> next = read_pixel(cloud, from);
     for (int64_t tile = from; tile < end; ++tile) {
-      meet_first(tile, find_points(cloud, tile), first);
+      const Pixel<T> pixel = next;
+      if (tile + 1 < end) next = read_pixel(cloud, tile + 1);
+      meet_first(tile, find_points(cloud, tile, pixel), first);
     }
   });
 }

@@ -20,10 +20,12 @@
 
 namespace instembed::mean_shift::device {
 
-constexpr int kSeeds = 8;       // of a round, at most
+constexpr int kSeeds = 8;       // of a round, at most, each with a warp
 constexpr int kLeaders = 8;     // seeds that a chunk names, at most
 constexpr int kWorthwhile = 4;  // seeds of a round that cost as much one after the other
 constexpr int kLongPause = 63;  // rounds of one seed, after rounds that were not worthwhile
+constexpr int kInVain = 2;      // looks for seeds, of kThreads chunks each, before it is given up
+static_assert(kSeeds <= kWarps);
 
 template <class S>
 struct PeelWork {
@@ -31,7 +33,8 @@ struct PeelWork {
   Clusters clusters;
   Exchange exchange;
   uint32_t* visited = nullptr;  // (seeds, row of tiles): members in any shift of the round
-  int32_t* leaders = nullptr;   // (chunks of all images, kLeaders): pixels, or -1
+  int32_t* leaders = nullptr;   // (chunks of all images, kLeaders): pixels, ascending, then -1
+  S* places = nullptr;          // (chunks of all images, kLeaders, channels): their embeddings
   int seeds = 1;                // of a round, at most
 
   // Numbers that a pass adds up, at most.
@@ -49,8 +52,8 @@ class Peeler {
     SharedPtr<int64_t> seed;      // pixel
     SharedPtr<int32_t> steps;     // shifts
     SharedPtr<int32_t> moving, finite;
-    SharedPtr<int32_t> lowest;  // of each warp
-    SharedPtr<int32_t> plan;    // whether chunks named seeds; rounds of one seed: to come, last
+    SharedPtr<int32_t> seen;         // by each warp
+    SharedPtr<int32_t> plan;         // kPlan numbers
     SharedPtr<int64_t> label_class;  // of the round
   };
 
@@ -63,9 +66,13 @@ class Peeler {
         group_(*group),
         instances_(*instances) {}
 
+  // Whether chunks name seeds in this claim, and whether they did in the one before; how many
+  // rounds of one seed are to come, and how many were to come last.
+  enum { kNamed, kNamedBefore, kRest, kPause, kPlan };
+
   __device__ void run() {
     // Nobody has named seeds. The pass below is a barrier.
-    if (threadIdx.x < 3) shared_.plan[threadIdx.x] = 0;
+    if (threadIdx.x < kPlan) shared_.plan[threadIdx.x] = 0;
     find_tiles(cloud_, &group_);
     while (!group_.first().none() && !instances_.overflow()) {
       const int balls = choose();
@@ -90,8 +97,6 @@ class Peeler {
   }
 
  private:
-  enum { kNamed, kRest, kPause };  // numbers of the plan
-
   // Whether the next round guesses, by one thread.
   __device__ void plan(int balls, int sure) {
     if (balls > 1) {
@@ -101,6 +106,7 @@ class Peeler {
     } else if (shared_.plan[kRest] > 0) {
       shared_.plan[kRest] = shared_.plan[kRest] - 1;
     }
+    shared_.plan[kNamedBefore] = shared_.plan[kNamed];
     shared_.plan[kNamed] = shared_.plan[kRest] == 0;
   }
 
@@ -116,8 +122,9 @@ class Peeler {
   __device__ uint32_t& visited(int k, int64_t tile) const {
     return work_.visited[k * work_.tiles.row + cloud_.first + tile];
   }
-  __device__ int32_t* leaders(int64_t chunk) const {
-    return work_.leaders + (cloud_.first / kChunk + instances_.image + chunk) * kLeaders;
+  // Leader r of a chunk, among all.
+  __device__ int64_t leader(int64_t chunk, int r) const {
+    return (cloud_.first / kChunk + instances_.image + chunk) * kLeaders + r;
   }
   // The points of the round's class in the tile that the lane has.
   __device__ uint32_t asked(const Left& left) const {
@@ -131,7 +138,9 @@ class Peeler {
   }
 
   // The seeds of the next round: the first point that nobody owns, and of those that the chunks
-  // name the first ones that are farther than the bandwidth from all before. Returns how many.
+  // name the first ones that are farther than the bandwidth from all before, as well as float
+  // tells. A thread has a chunk, and compares no more of its leaders than it must. Returns how
+  // many.
   __device__ int choose() {
     const First first = group_.first();
     __syncthreads();  // the round before has been read
@@ -139,61 +148,76 @@ class Peeler {
     put_seed(0, first.pixel);
     int balls = 1;
     if (!shared_.plan[kNamed]) return balls;
-    const int32_t* named = leaders(0);
-    const auto end = static_cast<int32_t>((cloud_.tiles() + kChunk - 1) / kChunk) * kLeaders;
-    auto from = static_cast<int32_t>(first.pixel / (kTile * kChunk)) * kLeaders;
-    for (; from < end && balls < work_.seeds; from += kThreads) {
-      const int32_t at = from + static_cast<int32_t>(threadIdx.x);
-      const int32_t own = at < end ? named[at] : -1;
-      bool open = own >= 0 && (!cloud_.classified() ||
-                               cloud_.label_class(own / kTile) == shared_.label_class[0]);
-      for (int compared = 0; balls < work_.seeds;) {
-#pragma unroll 1
-        for (; open && compared < balls; ++compared) {
-          open = squared_distance(cloud_.point(own), cloud_.channel(),
-                                  shared_.center + compared * cloud_.channels,
-                                  cloud_.channels) > rules_.bandwidth * rules_.bandwidth;
+    const auto chunks = static_cast<int32_t>((cloud_.tiles() + kChunk - 1) / kChunk);
+    auto from = static_cast<int32_t>(first.pixel / (kTile * kChunk));
+    for (int vain = 0; from < chunks && balls < work_.seeds && vain < kInVain; from += kThreads) {
+      const int32_t chunk = from + static_cast<int32_t>(threadIdx.x);
+      int32_t own = chunk < chunks ? work_.leaders[leader(chunk, 0)] : -1;
+      if (own >= 0 && cloud_.classified() &&  // a chunk names points of one class
+          cloud_.label_class(own / kTile) != shared_.label_class[0]) {
+        own = -1;
+      }
+      ++vain;
+      for (int r = 0, compared = 0; balls < work_.seeds; vain = 0) {
+        while (own >= 0 && compared < balls) {
+          if (beyond(leader(chunk, r), compared)) {
+            ++compared;
+          } else {
+            own = ++r < kLeaders ? work_.leaders[leader(chunk, r)] : -1;
+            compared = 0;
+          }
         }
-        const int next = first_thread(open);
-        if (next == kThreads) break;
-        put_seed(balls++, named[from + next]);
+        const int32_t next = first_of_block(own);
+        if (next < 0) break;
+        put_seed(balls++, next);
       }
     }
     return balls;
   }
 
+  // Whether a leader is farther than the bandwidth from a seed.
+  __device__ bool beyond(int64_t leader, int k) const {
+    const S* const place = work_.places + leader * cloud_.channels;
+    const SharedPtr<S> seed = shared_.rounded + k * cloud_.channels;
+    S squared = 0;
+#pragma unroll 4
+    for (int d = 0; d < cloud_.channels; ++d) {
+      const S difference = place[d] - seed[d];
+      squared += difference * difference;
+    }
+    return squared > static_cast<S>(rules_.bandwidth * rules_.bandwidth);
+  }
+
   __device__ void put_seed(int k, int64_t pixel) {
     const T* point = cloud_.point(pixel);
     for (int d = static_cast<int>(threadIdx.x); d < cloud_.channels; d += kThreads) {
-      shared_.center[k * cloud_.channels + d] = static_cast<double>(point[d * cloud_.channel()]);
+      const T x = point[d * cloud_.channel()];
+      shared_.center[k * cloud_.channels + d] = static_cast<double>(x);
+      shared_.rounded[k * cloud_.channels + d] = static_cast<S>(x);
     }
     if (threadIdx.x == 0) shared_.seed[k] = pixel;
     __syncthreads();
   }
 
-  // The first thread of the block that says yes; kThreads if none does.
-  __device__ int first_thread(bool yes) {
-    const uint32_t votes = __ballot_sync(kAllLanes, yes);
-    if (lane_of_thread() == 0) {
-      shared_.lowest[warp_of_thread()] =
-          votes ? static_cast<int32_t>(threadIdx.x) + __ffs(static_cast<int>(votes)) - 1 : kThreads;
+  // The pixel of the first thread that has one; -1 if none does.
+  __device__ int32_t first_of_block(int32_t own) {
+    const uint32_t votes = __ballot_sync(kAllLanes, own >= 0);
+    own = __shfl_sync(kAllLanes, own, votes ? __ffs(static_cast<int>(votes)) - 1 : 0);
+    if (lane_of_thread() == 0) shared_.seen[warp_of_thread()] = own;
+    __syncthreads();
+    int32_t first = -1;
+    for (int w = kWarps - 1; w >= 0; --w) {
+      const int32_t pixel = shared_.seen[w];
+      if (pixel >= 0) first = pixel;
     }
     __syncthreads();
-    int32_t lowest = kThreads;
-#pragma unroll 1
-    for (int w = 0; w < kWarps; ++w) lowest = min(lowest, static_cast<int32_t>(shared_.lowest[w]));
-    __syncthreads();
-    return lowest;
+    return first;
   }
 
   // Moves the balls from their seeds to the modes above.
   __device__ void climb(int balls) {
-    const int tid = static_cast<int>(threadIdx.x), channels = cloud_.channels;
-    if (tid < balls) {
-      shared_.steps[tid] = 0;
-      settle(tid);
-      shared_.moving[tid] = 1;  // all points are finite
-    }
+    const int warp = warp_of_thread(), channels = cloud_.channels;
+    if (warp < balls) settle(warp, 0, [&](int d) -> double { return shared_.center[d]; });
     __syncthreads();
     for (int32_t step = 0; step < rules_.max_iter && any_moving(balls); ++step) {
       group_.template pass<true>(
@@ -214,15 +238,16 @@ class Peeler {
             }
           },
           balls * (channels + 1));
-      for (int i = tid; i < balls * channels; i += kThreads) {
-        const int k = i / channels;
-        const double count = group_.total(k * (channels + 1) + channels);
-        if (count > 0) group_.set_total(i + k, group_.total(i + k) / count);
-      }
-      __syncthreads();
-      if (tid < balls && shared_.moving[tid]) {
-        const bool found = group_.total(tid * (channels + 1) + channels) > 0;
-        shared_.moving[tid] = found && shift(tid, step) ? 1 : 0;
+      if (warp < balls && shared_.moving[warp]) {
+        const int sums = warp * (channels + 1);
+        const double count = group_.total(sums + channels);
+        if (count > 0) {
+          settle(warp, step + 1,
+                 [&](int d) { return group_.total(sums + d - warp * channels) / count; });
+        } else {
+          __syncwarp();  // all have read it
+          if (lane_of_thread() == 0) shared_.moving[warp] = 0;
+        }
       }
       __syncthreads();
     }
@@ -236,30 +261,40 @@ class Peeler {
     return false;
   }
 
-  // Prepares ball k, about a centre that is given, by one thread.
-  __device__ void settle(int k) {
-    for (int d = k * cloud_.channels; d < (k + 1) * cloud_.channels; ++d) {
-      shared_.rounded[d] = static_cast<S>(static_cast<double>(shared_.center[d]));
+  // Moves ball k to `value(d)`, d from k * channels on, by a warp. Sums are in the channels' order.
+  template <class Value>
+  __device__ void settle(int k, int32_t step, Value&& value) {
+    const int lane = lane_of_thread(), channels = cloud_.channels;
+    double moved2 = 0, error2 = 0;
+    bool finite = true;
+    for (int from = 0; from < channels; from += kWarp) {
+      double by2 = 0, own2 = 0;
+      if (from + lane < channels) {
+        const int d = k * channels + from + lane;
+        const double c = value(d), by = c - shared_.center[d];
+        const S rounded = static_cast<S>(c);
+        const double error = c - static_cast<double>(rounded);
+        shared_.center[d] = c;
+        shared_.rounded[d] = rounded;
+        by2 = by * by;
+        own2 = error * error;
+        finite = finite && c - c == 0;
+      }
+      for (int d = 0; d < kWarp && from + d < channels; ++d) {
+        if (step > 0) moved2 += __shfl_sync(kAllLanes, by2, d);
+        if (sizeof(S) < sizeof(double)) error2 += __shfl_sync(kAllLanes, own2, d);
+      }
     }
-    DeviceBall<S> now;
-    now.center = shared_.center + k * cloud_.channels;
-    now.rounded = shared_.rounded + k * cloud_.channels;
-    shared_.finite[k] = now.prepare(rules_.bandwidth, cloud_.channels) ? 1 : 0;
-    shared_.inner2[k] = now.certain.inner2;
-    shared_.outer2[k] = now.certain.outer2;
-  }
-
-  // Moves ball k to the mean of its members, by one thread. Whether it moves on.
-  __device__ bool shift(int k, int32_t step) {
-    double moved = 0;
-    for (int d = k * cloud_.channels; d < (k + 1) * cloud_.channels; ++d) {
-      const double center = group_.total(d + k), by = center - shared_.center[d];
-      moved += by * by;
-      shared_.center[d] = center;
+    finite = __all_sync(kAllLanes, finite);
+    if (lane == 0) {
+      const Certain<S> certain = certain_of<S>(channels, rules_.bandwidth, error2);
+      const bool stays = step > 0 && sqrt(moved2) <= rules_.tol * rules_.bandwidth;
+      shared_.inner2[k] = certain.inner2;
+      shared_.outer2[k] = certain.outer2;
+      shared_.finite[k] = finite ? 1 : 0;
+      shared_.moving[k] = finite && !stays ? 1 : 0;
+      shared_.steps[k] = step;
     }
-    shared_.steps[k] = step + 1;
-    settle(k);
-    return shared_.finite[k] && !(sqrt(moved) <= rules_.tol * rules_.bandwidth);
   }
 
   // Returns how many balls, from the first on, claim what they would one after the other.
@@ -277,7 +312,7 @@ class Peeler {
             const uint32_t early = seed >= kTile ? ~0u : seed > 0 ? (1u << seed) - 1 : 0u;
             const uint32_t taken = points & ~open;
             uint32_t against = open & early;
-            if (taken != 0) against |= taken & visited(k, tile);
+            if (taken != 0 && shared_.steps[k] > 0) against |= taken & visited(k, tile);
             tally(against, sum, 2 * k);
             const uint32_t inside = members_among(cloud_, from, open, ball(k)).inside;
             tally(inside, sum, 2 * k + 1);
@@ -318,7 +353,8 @@ class Peeler {
             }
             open &= ~inside;
           }
-          for (uint32_t bits = __ballot_sync(kAllLanes, open != points); bits; bits &= bits - 1) {
+          const uint32_t changed = __ballot_sync(kAllLanes, open != points);
+          for (uint32_t bits = changed; bits; bits &= bits - 1) {
             const int k = __ffs(static_cast<int>(bits)) - 1;
             const uint32_t active = __shfl_sync(kAllLanes, open, k);
             const uint32_t later = cloud_.classified() ? cloud_.later(from + k) : 0;
@@ -326,7 +362,9 @@ class Peeler {
             if (lane == k) left = now;
           }
           meet_first(from + lane, left, first);
-          if (shared_.plan[kNamed]) name_leaders(from, left);
+          if (shared_.plan[kNamed] && (changed != 0 || !shared_.plan[kNamedBefore])) {
+            name_leaders(from, left);
+          }
         },
         balls);
   }
@@ -345,12 +383,14 @@ class Peeler {
       if (tiles == 0) break;
       const int tile = __ffs(static_cast<int>(tiles)) - 1;
       const uint32_t points = __shfl_sync(kAllLanes, open, tile);
-      const int64_t leader = (from + tile) * kTile + __ffs(static_cast<int>(points)) - 1;
-      if (lane == r) own = static_cast<int32_t>(leader);
-      const PointBall<T, S> near(cloud_, leader, rules_.bandwidth);
+      const int64_t pixel = (from + tile) * kTile + __ffs(static_cast<int>(points)) - 1;
+      if (lane == r) own = static_cast<int32_t>(pixel);
+      const PointBall<T, S> near(cloud_, pixel, rules_.bandwidth);
+      S* const place = work_.places + leader(from / kChunk, r) * cloud_.channels;
+      for_channels(cloud_.channels, lane, kWarp, [&](int d) { place[d] = near.rounded[d]; });
       open &= ~members_among(cloud_, from, open, near).inside;
     }
-    if (lane < kLeaders) leaders(from / kChunk)[lane] = own;
+    if (lane < kLeaders) work_.leaders[leader(from / kChunk, lane)] = own;
   }
 
   const Cloud<T, S>& cloud_;
@@ -371,8 +411,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   INSTEMBED_SHARED(int32_t, steps, kSeeds);
   INSTEMBED_SHARED(int32_t, moving, kSeeds);
   INSTEMBED_SHARED(int32_t, finite, kSeeds);
-  INSTEMBED_SHARED(int32_t, lowest, kWarps);
-  INSTEMBED_SHARED(int32_t, plan, 3);
+  INSTEMBED_SHARED(int32_t, seen, kWarps);
+  INSTEMBED_SHARED(int32_t, plan, (Peeler<T, S>::kPlan));
   INSTEMBED_SHARED(int64_t, label_class, 1);
   DynamicShared shared;
   const int channels = input.channels, sums = static_cast<int>(work.sums(channels));
@@ -386,7 +426,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                                                 steps,
                                                 moving,
                                                 finite,
-                                                lowest,
+                                                seen,
                                                 plan,
                                                 label_class};
   Group group(work.exchange, of_group, sums, blocks);

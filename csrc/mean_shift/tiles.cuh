@@ -2,8 +2,8 @@
 // blocks of the CPU kernel (blocks.h) are here.
 //
 // A warp takes a chunk of 32 tiles: lane k compares the box of tile k with a ball, which settles
-// most tiles. Those that the sphere cuts are looked into, one after the other, lane i at pixel i of
-// the embeddings themselves, whatever their layout: nothing is copied.
+// most tiles. Those that the sphere cuts are looked into, two at a time, lane i at pixel i of the
+// embeddings themselves, whatever their layout: nothing is copied.
 #pragma once
 
 #include <cmath>
@@ -11,8 +11,8 @@
 
 #include "common/cuda.h"
 #include "common/dtype.h"
-#include "common/id_table.cuh"
 #include "common/images.cuh"
+#include "common/numbers.cuh"
 #include "mean_shift/formula.h"
 
 namespace instembed::mean_shift::device {
@@ -34,16 +34,11 @@ struct Tiles {                        // of all images
   uint32_t* active = nullptr;         // points that nobody owns, of the tile's lowest class
   uint32_t* later = nullptr;          // of its other classes; null without a class map
   int64_t* classes = nullptr;         // of the active points; null without a class map
-  int64_t row = 0;
-
-  // How many tiles all images have at most.
-  static int64_t most(const Images& images) {
-    return images.offsets ? images.total / kTile + images.images + 1
-                          : images.images * ((images.pixels + kTile - 1) / kTile);
-  }
+  int64_t row = 0;                    // tiles of all images, at most
 
   void take(Workspace* workspace, const Images& images, int64_t channels, bool classified) {
-    row = most(images);
+    row = images.offsets ? images.total / kTile + images.images + 1
+                         : images.images * ((images.pixels + kTile - 1) / kTile);
     low = workspace->take<S>(channels * row);
     high = workspace->take<S>(channels * row);
     sums = workspace->take<double>(channels * row);
@@ -99,6 +94,25 @@ struct Cloud {
     return input.mask
                ? load_id(input.mask, input.mask_type, mask_base + i * input.mask_strides.pixel)
                : 1;
+  }
+
+  // Not 0 where the class is not, in the fewest steps: what is loaded is not looked at.
+  __device__ uint64_t class_bits(int64_t i) const {
+    if (!input.mask) return 1;
+    i = mask_base + i * input.mask_strides.pixel;
+    switch (input.mask_type) {
+      case DType::i8:
+      case DType::u8:
+        return static_cast<const uint8_t*>(input.mask)[i];
+      case DType::i16:
+      case DType::u16:
+        return static_cast<const uint16_t*>(input.mask)[i];
+      case DType::i32:
+      case DType::u32:
+        return static_cast<const uint32_t*>(input.mask)[i];
+      default:
+        return static_cast<const uint64_t*>(input.mask)[i];
+    }
   }
 
   __device__ bool classified() const { return all.classes != nullptr; }
@@ -230,17 +244,44 @@ __device__ __forceinline__ Left describe(const Cloud<T, S>& cloud, int64_t tile,
   return {active, label_class};
 }
 
-// Finds the foreground of a tile, points that are not finite aside, and describes it.
+// What decides whether a pixel is foreground, as it comes from memory.
+template <class T>
+struct Pixel {
+  static constexpr int kAhead = kGroup / (sizeof(T) > 4 ? 2 : 1);  // channels
+  uint64_t class_bits;
+  T x[kAhead];
+};
+
+// The lane's pixel of a tile, or the image's last.
 template <class T, class S>
-__device__ __forceinline__ Left find_points(const Cloud<T, S>& cloud, int64_t tile) {
+__device__ __forceinline__ Pixel<T> read_pixel(const Cloud<T, S>& cloud, int64_t tile) {
+  const int64_t own = tile * kTile + lane_of_thread();
+  const int64_t i = own < cloud.pixels ? own : cloud.pixels - 1;
+  const T* point = cloud.point(i);
+  Pixel<T> pixel;
+#pragma unroll
+  for (int d = 0; d < Pixel<T>::kAhead; ++d) {
+    pixel.x[d] = d < cloud.channels ? point[d * cloud.channel()] : T{};
+  }
+  pixel.class_bits = cloud.class_bits(i);
+  return pixel;
+}
+
+// Finds the foreground of a tile whose pixels have been read, points that are not finite aside, and
+// describes it.
+template <class T, class S>
+__device__ __forceinline__ Left find_points(const Cloud<T, S>& cloud, int64_t tile,
+                                            const Pixel<T>& pixel) {
+  const auto finite = [](S x) { return x - x == S(0); };
   const int64_t i = tile * kTile + lane_of_thread();
-  bool there = i < cloud.pixels && cloud.class_of(i) != 0;
+  bool there = i < cloud.pixels && pixel.class_bits != 0;
+#pragma unroll
+  for (int d = 0; d < Pixel<T>::kAhead; ++d) there = finite(static_cast<S>(pixel.x[d])) && there;
   if (there) {
     const T* point = cloud.point(i);
 #pragma unroll 8
-    for (int d = 0; d < cloud.channels; ++d) {
-      const S x = static_cast<S>(point[d * cloud.channel()]);
-      there = there && x - x == S(0);
+    for (int d = Pixel<T>::kAhead; d < cloud.channels; ++d) {
+      there = finite(static_cast<S>(point[d * cloud.channel()])) && there;
     }
   }
   const uint32_t points = __ballot_sync(kAllLanes, there);
@@ -335,27 +376,14 @@ __device__ __forceinline__ Side side_of(const Cloud<T, S>& cloud, int64_t tile, 
   return side_of(cloud, tile, center, center, ball.certain);
 }
 
-// From a point to the rounded centre.
+// Whether a point is in a ball, whose squared distance to the rounded centre is known in S.
 template <class T, class S, class Ball>
-__device__ __forceinline__ S squared_in_test(const Cloud<T, S>& cloud, int64_t i,
-                                             const Ball& ball) {
-  const T* point = cloud.point(i);
-  S squared = 0;
-#pragma unroll 4
-  for (int d = 0; d < cloud.channels; ++d) {
-    const S difference = static_cast<S>(point[d * cloud.channel()]) - ball.rounded[d];
-    squared += difference * difference;
-  }
-  return squared;
-}
-
-template <class T, class S, class Ball>
-__device__ __forceinline__ bool is_member(const Cloud<T, S>& cloud, int64_t i, const Ball& ball) {
-  const S squared = squared_in_test(cloud, i, ball);
+__device__ __forceinline__ bool is_member(const Cloud<T, S>& cloud, int64_t i, const Ball& ball,
+                                          S squared) {
   if (squared <= ball.certain.inner2) return true;
   if (!(squared <= ball.certain.outer2)) return false;
-  return squared_distance(cloud.point(i), cloud.channel(), ball.center, cloud.channels) <=
-         ball.bandwidth2;
+  return squared_distance<1>(cloud.point(i), cloud.channel(), ball.center, cloud.channels) <=
+         ball.bandwidth2;  // rarely
 }
 
 // A chunk, as the lane sees it whose tile is `tile`.
@@ -385,18 +413,55 @@ __device__ __forceinline__ Members compare_boxes(const Cloud<T, S>& cloud, int64
   return members;
 }
 
+// visit(tile of the chunk, its active points, the lane's pixel, its squared distance from the
+// rounded centre) for each tile whose box does not tell, by a warp. Two tiles are on their way from
+// memory at a time. Lanes without an active point have another's.
+template <class T, class S, class Ball, class Visit>
+__device__ __forceinline__ void for_cut_tiles(const Cloud<T, S>& cloud, int64_t first,
+                                              const Members& members, const Ball& ball,
+                                              Visit&& visit) {
+  const int lane = lane_of_thread();
+  uint32_t bits = __ballot_sync(kAllLanes, members.cut);
+  while (bits) {
+    int tiles[2];
+    uint32_t active[2];
+    int64_t pixels[2];
+    const T* points[2];
+    S squared[2]{};
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      tiles[k] = bits ? __ffs(static_cast<int>(bits)) - 1 : tiles[0];
+      active[k] = bits ? __shfl_sync(kAllLanes, members.active, tiles[k]) : active[0];
+      bits &= bits - 1;
+      const int own = active[k] >> lane & 1 ? lane : __ffs(static_cast<int>(active[k])) - 1;
+      pixels[k] = (first + tiles[k]) * kTile + own;
+      points[k] = cloud.point(pixels[k]);
+    }
+#pragma unroll 4
+    for (int d = 0; d < cloud.channels; ++d) {
+      const S center = ball.rounded[d];
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        const S difference = static_cast<S>(points[k][d * cloud.channel()]) - center;
+        squared[k] += difference * difference;
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      if (k == 0 || tiles[k] != tiles[0]) visit(tiles[k], active[k], pixels[k], squared[k]);
+    }
+  }
+}
+
 // What a ball has of tiles whose boxes do not tell.
 template <class T, class S, class Ball>
 __device__ __forceinline__ void look_into(const Cloud<T, S>& cloud, int64_t first, const Ball& ball,
                                           Members* members) {
-  const int lane = lane_of_thread();
-  for (uint32_t bits = __ballot_sync(kAllLanes, members->cut); bits; bits &= bits - 1) {
-    const int k = __ffs(static_cast<int>(bits)) - 1;
-    const uint32_t active = __shfl_sync(kAllLanes, members->active, k);
-    const bool hit = (active >> lane & 1) && is_member(cloud, (first + k) * kTile + lane, ball);
-    const uint32_t inside = __ballot_sync(kAllLanes, hit);
-    if (lane == k) members->inside = inside;
-  }
+  const auto visit = [&](int tile, uint32_t active, int64_t i, S squared) {
+    const uint32_t inside = __ballot_sync(kAllLanes, is_member(cloud, i, ball, squared));
+    if (lane_of_thread() == tile) members->inside = active & inside;
+  };
+  for_cut_tiles(cloud, first, *members, ball, visit);
 }
 
 // The active points of a class in a ball, in those of the 32 tiles from `first` on that are

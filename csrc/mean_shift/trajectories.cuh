@@ -12,7 +12,9 @@ struct Modes {                // where the trajectory of each pixel of all image
   int32_t* order = nullptr;   // pixels whose modes are kept, best first, image by image
   int32_t* sizes = nullptr;   // points that those get
   uint32_t* open = nullptr;   // (tiles of all images): points that the certificate has not met
-  uint32_t* found = nullptr;  // (tiles of all images): members of the ball that it looks at
+  // (2, tiles of all images): members of the ball that the certificate looks at, and did before,
+  // which other blocks may still read.
+  uint32_t* found = nullptr;
 
   void take(Workspace* workspace, const Images& images, int64_t channels, int64_t tiles) {
     means = workspace->take<double>(images.total * channels);
@@ -20,7 +22,7 @@ struct Modes {                // where the trajectory of each pixel of all image
     order = workspace->take<int32_t>(images.total);
     sizes = workspace->take<int32_t>(images.total);
     open = workspace->take<uint32_t>(tiles);
-    found = workspace->take<uint32_t>(tiles);
+    found = workspace->take<uint32_t>(2 * tiles);
   }
 };
 
@@ -29,7 +31,7 @@ struct Trajectories {
   struct Shared {
     SharedPtr<double> sums, centers;  // (kWarps, channels)
     SharedPtr<S> rounded;             // (kWarps, channels)
-    // Not in registers, which are all taken: nor is what follows from them.
+    // Not a parameter: in float64 there are no registers left for what follows from it.
     SharedPtr<double> bandwidth;
     SharedPtr<int64_t> label_class;  // that is grouped
   };

@@ -294,13 +294,12 @@ void check_passes() {
   }
   // One after the other they take 1 + 3 * 50.
   CHECK(passes(c, embeddings, nullptr, 8) <= 40);
-  // Few points without structure, in an image that has more chunks than a look at their seeds
-  // takes.
-  c.pixels = 81920;
+  // Few points without structure.
+  c.pixels = 40960;
   c.options.bandwidth = 3;
   Buffer noise(c.dtype, {1, c.channels, c.pixels}), mask(DType::u8, {1, c.pixels});
   for (int64_t i = 0; i < c.pixels; ++i) {
-    mask.as<uint8_t>()[i] = draw(1, 500) == 1;
+    mask.as<uint8_t>()[i] = draw(1, 250) == 1;
     for (int64_t d = 0; d < c.channels; ++d) {
       set(noise, c.dtype, place(noise, 0, d, i), draw(-400, 400) / 100.0);
     }
@@ -308,6 +307,25 @@ void check_passes() {
   const Array points = mask;
   const int64_t alone = passes(c, noise, &points, 1);
   CHECK(passes(c, noise, &points, 8) <= alone + alone / 8);
+  // Seeds that are far from the first two: a second look at as many chunks as there are threads
+  // finds them, 1 + 2 + 3 passes; but there is no third one, and the second cluster has a round of
+  // its own.
+  c = Case();
+  c.options.seeding = Seeding::peel;
+  c.channels = 1;
+  const int64_t chunk = 1024, threads = 384;
+  for (const int64_t first : {threads, 2 * threads}) {
+    c.pixels = chunk * (first + 2);
+    Buffer far(c.dtype, {1, c.channels, c.pixels}), seen(DType::u8, {1, c.pixels});
+    std::memset(seen.as<char>(), 0, seen.bytes());
+    for (int64_t k = 0; k < 9; ++k) {
+      const int64_t i = k < 2 ? k : chunk * first + 150 * k;
+      seen.as<uint8_t>()[i] = 1;
+      set(far, c.dtype, i, 3.0 * static_cast<double>(k));
+    }
+    const Array places = seen;
+    CHECK(passes(c, far, &places, 8) == (first == threads ? 6 : 8));
+  }
   // Nearly every guess is wrong: seeds are 0.5 apart, and each moves away, in a direction of its
   // own, so that it leaves the next one, which it is near to.
   const int64_t steps = 40;
@@ -464,6 +482,8 @@ void test_mean_shift(int schedules) {
       c.options.bandwidth = 4;
       c.options.max_iter = 2;
       check(c, schedules);
+      c.options.max_iter = 0;
+      if (!all) check(c, schedules);  // check_shortcuts() has it
       c.options.max_iter = 300;
       c.options.tol = 0.3;
       check(c, schedules);
