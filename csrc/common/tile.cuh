@@ -154,17 +154,16 @@ struct Share {
   int64_t image, part, parts, first, last;
 };
 
-// Of block `block` of a launch for images from first_image on, `blocks` each.
-__device__ __forceinline__ Share share_of(const Images& images, int64_t block, int64_t first_image,
-                                          int64_t blocks, int64_t parts, const TileShape& shape) {
+__device__ __forceinline__ Share share_of(const Images& images, int64_t image, int64_t part,
+                                          int64_t parts, const TileShape& shape) {
   Share share{};
-  share.image = first_image + block / blocks;
-  share.part = block % blocks;
+  share.image = image;
+  share.part = part;
   share.parts = parts;
-  const int64_t tiles = (images.count(share.image) + shape.pixels - 1) / shape.pixels;
-  if (share.part >= parts) return share;
-  share.first = tiles * share.part / parts;
-  share.last = tiles * (share.part + 1) / parts;
+  if (part >= parts) return share;
+  const int64_t tiles = (images.count(image) + shape.pixels - 1) / shape.pixels;
+  share.first = tiles * part / parts;
+  share.last = tiles * (part + 1) / parts;
   return share;
 }
 

@@ -4,16 +4,18 @@
 // 2 bytes (4 above 8192 instances an image), the bytes that must move are
 //   forward   N (L + S)             labels to slots, once
 //           + M T D + 2 N S         means
-//           + M T D + N S           distances to the means
+//           + M T D + N S           distances to the means; where an image fits the L2, from there
 //   backward  M T D + N T D + N S   the embeddings once, the gradient once
-// At (8, 16, 512, 1024), float32, int64 labels, N T D = 268 MB: with all pixels of instances 604 MB
-// forward and 545 MB backward, 0.35 ms for both at 3.3 TB/s; with half of them 336 and 411 MB, 0.23
-// ms. Each pass goes over the pixels the other way round than the one before, or starts where that
-// one ended, so an L2 of 50 MB saves some 40 MB twice. Groups of images that fit the L2 would save
-// more bytes, but cost four launches each, which take longer on devices that are made for such
-// sizes. Flops: about 12 a channel and pixel for both, 0.8 GFLOP, 0.02 ms of an H100's 60 TFLOP/s.
-// Memory is the limit: what counts is how many loads are under way, 16 KB a multiprocessor at
-// least.
+// At (8, 16, 512, 1024), float32, int64 labels, N T D = 268 MB: with all pixels of instances 336 MB
+// forward, 604 MB where nothing stays in the L2, and 545 MB backward: 0.27 to 0.35 ms for both at
+// 3.3 TB/s. Flops: about 12 a channel and pixel for both, 0.8 GFLOP, 0.02 ms of an H100's 60
+// TFLOP/s. Memory is the limit: what counts is how many loads are under way, 16 KB a multiprocessor
+// at least.
+//
+// Images that fit the L2 are taken in groups that do: means of a group, then distances, the other
+// way round, so that what was read last is read first. A group costs four launches, some 10 us,
+// which at 33 MB an image is about what it saves. Reasoned, not measured: the kernels have never
+// run on a GPU.
 //
 // Two sets of kernels do the passes. Those of narrow.cuh are for up to 32 channels (16 in float64),
 // of any layout; they have up to 64 KB of loads under way. Those of this file are for more
@@ -109,14 +111,15 @@ __global__ void __launch_bounds__(kThreads, 2)
     sums_kernel(const T* embeddings, Strides strides, Images images, TileShape shape,
                 const int32_t* slot_of_place, int32_t places, Codes codes,
                 Instances<accumulator_t<T>> instances, Rule rule, accumulator_t<T>* partials,
-                int64_t rows, int64_t blocks) {
+                int64_t rows, int64_t first_image, int64_t blocks) {
   using A = accumulator_t<T>;
   const int tid = static_cast<int>(threadIdx.x);
-  const int64_t image = blockIdx.x / blocks;
+  const int64_t image = first_image + blockIdx.x / blocks;
   const int32_t count = instances.of(image);
   if (pass == Pass::spread && count == 0) return;
   const int columns = shape.channels + 1;
-  const Share share = share_of(images, blockIdx.x, 0, blocks, parts_of(blocks, rows, count), shape);
+  const Share share =
+      share_of(images, image, blockIdx.x % blocks, parts_of(blocks, rows, count), shape);
   if (share.part >= share.parts) return;
 
   DynamicShared shared;
@@ -127,7 +130,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   const auto near_table = shared.take<A>(kTableElements<A>);
 
   const bool fits = int64_t{count} * columns <= kTableElements<A>;
-  A* far_table = partials + (image * rows + share.part * count) * static_cast<int64_t>(columns);
+  A* far_table = partials + ((image - first_image) * rows + share.part * count) *
+                                static_cast<int64_t>(columns);
   for (int64_t k = tid; k < int64_t{count} * columns; k += kThreads) {
     if (fits) {
       near_table[k] = A(0);
@@ -212,12 +216,12 @@ __global__ void __launch_bounds__(kThreads, 2)
 // threads parts, and a tree in shared memory the rest.
 template <class A, Pass pass>
 __global__ void __launch_bounds__(kThreads)
-    reduce_kernel(const A* partials, int64_t rows, Instances<A> instances,
+    reduce_kernel(const A* partials, int64_t rows, Instances<A> instances, int64_t first_image,
                   int64_t blocks_that_summed, int blocks, double* push_squares, A* push_grads) {
   constexpr int kBatch = 12;
   INSTEMBED_SHARED(double, sums, kThreads);
   INSTEMBED_SHARED(double, pixels, 1);
-  const int64_t image = blockIdx.x / blocks;
+  const int64_t image = first_image + blockIdx.x / blocks;
   const int32_t count = instances.of(image);
   const int channels = instances.channels, columns = channels + 1;
   const int64_t parts = parts_of(blocks_that_summed, rows, count);
@@ -225,7 +229,7 @@ __global__ void __launch_bounds__(kThreads)
   while (width < columns && width < kThreads) width *= 2;
   const int tid = static_cast<int>(threadIdx.x);
   const int lane = tid % width, line = tid / width, lines = kThreads / width;
-  const A* tables = partials + image * rows * columns;
+  const A* tables = partials + (image - first_image) * rows * columns;
   for (int32_t slot = static_cast<int32_t>(blockIdx.x % blocks); slot < count; slot += blocks) {
     const int64_t row = image * instances.capacity + slot;
     // From the last column: a mean needs the count.
@@ -340,14 +344,15 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, 2)
     push_kernel(const T* embeddings, Strides strides, Images images, TileShape shape, Codes codes,
                 Instances<accumulator_t<T>> instances, Rule rule, accumulator_t<T>* partials,
-                int64_t rows, int64_t blocks) {
+                int64_t rows, int64_t first_image, int64_t blocks) {
   using A = accumulator_t<T>;
   const int tid = static_cast<int>(threadIdx.x);
-  const int64_t image = blockIdx.x / blocks;
+  const int64_t image = first_image + blockIdx.x / blocks;
   const int32_t count = instances.of(image);
   if (count == 0) return;
   const int columns = shape.channels + 1, pieces = shape.pixels / kPiece;
-  const Share share = share_of(images, blockIdx.x, 0, blocks, parts_of(blocks, rows, count), shape);
+  const Share share =
+      share_of(images, image, blockIdx.x % blocks, parts_of(blocks, rows, count), shape);
   if (share.part >= share.parts) return;
 
   DynamicShared shared;
@@ -357,7 +362,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   const auto slots = shared.take<int32_t>(shape.pixels);
   const auto sums = shared.take<A>(pieces * columns);
 
-  A* table = partials + (image * rows + share.part * count) * static_cast<int64_t>(columns);
+  A* table = partials +
+             ((image - first_image) * rows + share.part * count) * static_cast<int64_t>(columns);
   for (int64_t k = tid; k < int64_t{count} * columns; k += kThreads) table[k] = A(0);
   const int64_t start = images.start(image), pixels = images.count(image);
   const T* first = embeddings + strides.at(images, image);
@@ -551,7 +557,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (images.offsets && *images.invalid) {
     return fill_with_nan(images, shape.channels, grad, grad_strides);
   }
-  const Share share = share_of(images, blockIdx.x, 0, blocks, blocks, shape);
+  const Share share = share_of(images, blockIdx.x / blocks, blockIdx.x % blocks, blocks, shape);
   const int64_t image = share.image;
 
   DynamicShared shared;
@@ -633,17 +639,18 @@ __global__ void __launch_bounds__(kThreads, 2)
 // ---------------------------------------------------------------------------------------------------------
 // The host's side
 
-// Blocks that share an image: all of a launch run at once, and go over their tiles together. Sets
-// of points may be of any sizes: more blocks, so that a large one does not wait for a few.
+// Blocks that share an image, where a launch is for `count` images: all of them run at once, and go
+// over their tiles together. Sets of points may be of any sizes: more blocks, so that a large one
+// does not wait for a few.
 template <class A>
-int64_t blocks_an_image(const Images& images, int channels, const DeviceInfo& device) {
+int64_t blocks_an_image(const Images& images, int64_t count, int channels,
+                        const DeviceInfo& device) {
   int64_t blocks = 2, pixels = TileShape::of<A>(channels).pixels;  // blocks a multiprocessor
   dispatch_channels<A>(channels, [&](auto most) {
     blocks = kResident<A, decltype(most)::value>;
     pixels = kThreads;
   });
-  const int64_t count = std::max<int64_t>(images.images, 1);
-  const int64_t largest = images.offsets ? images.total : (images.total + count - 1) / count;
+  const int64_t largest = images.offsets ? images.total : images.pixels;
   const int64_t tiles = (largest + pixels - 1) / pixels;
   return std::clamp<int64_t>(device.processors * blocks * (images.offsets ? 4 : 1) / count, 1,
                              std::max<int64_t>(tiles, 1));
@@ -665,21 +672,27 @@ struct ForwardPlan {
   double *squares = nullptr, *gaps = nullptr, *pushes = nullptr;
   A* partials = nullptr;
   int64_t rows = 0;    // of tables an image
+  int64_t group = 1;   // images that a launch is for
   int64_t blocks = 1;  // an image
   int64_t bytes = 0;
 
-  ForwardPlan(void* base, const Images& images, const TileShape& shape, int64_t capacity, bool push,
-              const DeviceInfo& device) {
+  // `item`: bytes of an embedding's element.
+  ForwardPlan(void* base, const Images& images, const TileShape& shape, int64_t item,
+              int64_t capacity, bool push, const DeviceInfo& device) {
     const int64_t count = images.images > 0 ? images.images : 1;
     const int64_t average = (images.total + count - 1) / count;
-    blocks = blocks_an_image<A>(images, shape.channels, device);
+    const int64_t image_bytes = std::max<int64_t>(images.pixels * shape.channels * item, 1);
+    group = images.offsets || image_bytes > device.cache
+                ? count
+                : std::clamp<int64_t>(device.cache * 6 / 10 / image_bytes, 1, count);
+    blocks = blocks_an_image<A>(images, group, shape.channels, device);
     rows = std::max(capacity, std::min(blocks * kTablesAPart, average / 4));
     Workspace workspace(base);
     slots.take(&workspace, count, capacity);
     squares = workspace.take<double>(count * capacity);
     gaps = workspace.take<double>(count * capacity);
     pushes = workspace.take<double>(push ? count * capacity : 0);
-    partials = workspace.take<A>(count * rows * (shape.channels + 1));
+    partials = workspace.take<A>(group * rows * (shape.channels + 1));
     bytes = workspace.used();
   }
 };
@@ -766,8 +779,8 @@ int64_t cuda_workspace(const Array& embeddings, const Array* offsets, const Opti
     using A = accumulator_t<decltype(type)>;
     const TileShape shape = TileShape::of<A>(embeddings.shape[1]);
     bytes = backward ? BackwardPlan<A>(nullptr, images, shape.channels, capacity).bytes
-                     : ForwardPlan<A>(nullptr, images, shape, capacity, options.background_push,
-                                      device_info())
+                     : ForwardPlan<A>(nullptr, images, shape, sizeof(type), capacity,
+                                      options.background_push, device_info())
                            .bytes;
   });
   return bytes;
@@ -796,7 +809,7 @@ void forward_cuda(const Array& embeddings, const Array& labels, const Array* off
     using T = decltype(element);
     using A = accumulator_t<T>;
     const TileShape shape = TileShape::of<A>(embeddings.shape[1]);
-    const ForwardPlan<A> plan(workspace.data, images, shape, capacity, push, device);
+    const ForwardPlan<A> plan(workspace.data, images, shape, sizeof(T), capacity, push, device);
     expect(workspace.size() >= plan.bytes, "workspace: too small");
     Instances<A> instances = instances_of_state<A>(state, images, shape.channels, push);
     instances.squares = plan.squares;
@@ -820,41 +833,43 @@ void forward_cuda(const Array& embeddings, const Array& labels, const Array* off
                nullptr, queue);
 
     const auto reducers =
-        static_cast<int>(std::clamp<int64_t>(device.processors * 8 / images.images, 1, capacity));
-    const auto sums = [&](auto kernel, const char* name, const TileShape& tiles, int64_t bytes) {
-      launch(kernel, name, images.images * plan.blocks, kThreads, bytes, queue,
-             embeddings.as<const T>(), strides_of(embeddings), images, tiles, plan.slots.of_place,
-             plan.slots.tables.places(), codes, instances, rule, plan.partials, plan.rows,
-             plan.blocks);
-    };
-    const auto reduce = [&](auto kernel, const char* name, double* squares, A* grads) {
-      launch(kernel, name, images.images * reducers, kThreads, 0, queue, plan.partials, plan.rows,
-             instances, plan.blocks, reducers, squares, grads);
-    };
-    if (is_narrow<A>(shape.channels, device)) {
-      dispatch_channels<A>(shape.channels, [&](auto most) {
-        constexpr int D = decltype(most)::value;
-        const TileShape pieces = narrow_shape(shape.channels);
-        const int64_t bytes = narrow_bytes<A, D>();
-        sums(narrow_sums_kernel<T, D, Pass::means>, "narrow_means", pieces, bytes);
+        static_cast<int>(std::clamp<int64_t>(device.processors * 8 / plan.group, 1, capacity));
+    for (int64_t first = 0; first < images.images; first += plan.group) {
+      const int64_t n = std::min(plan.group, images.images - first);
+      const auto sums = [&](auto kernel, const char* name, const TileShape& tiles, int64_t bytes) {
+        launch(kernel, name, n * plan.blocks, kThreads, bytes, queue, embeddings.as<const T>(),
+               strides_of(embeddings), images, tiles, plan.slots.of_place,
+               plan.slots.tables.places(), codes, instances, rule, plan.partials, plan.rows, first,
+               plan.blocks);
+      };
+      const auto reduce = [&](auto kernel, const char* name, double* squares, A* grads) {
+        launch(kernel, name, n * reducers, kThreads, 0, queue, plan.partials, plan.rows, instances,
+               first, plan.blocks, reducers, squares, grads);
+      };
+      if (is_narrow<A>(shape.channels, device)) {
+        dispatch_channels<A>(shape.channels, [&](auto most) {
+          constexpr int D = decltype(most)::value;
+          const TileShape pieces = narrow_shape(shape.channels);
+          const int64_t bytes = narrow_bytes<A, D>();
+          sums(narrow_sums_kernel<T, D, Pass::means>, "narrow_means", pieces, bytes);
+          reduce(reduce_kernel<A, Pass::means>, "reduce_means", nullptr, nullptr);
+          sums(narrow_sums_kernel<T, D, Pass::spread>, "narrow_spread", pieces, bytes);
+        });
+      } else {
+        sums(sums_kernel<T, Pass::means>, "means", shape, sums_bytes);
         reduce(reduce_kernel<A, Pass::means>, "reduce_means", nullptr, nullptr);
-        sums(narrow_sums_kernel<T, D, Pass::spread>, "narrow_spread", pieces, bytes);
-      });
-    } else {
-      sums(sums_kernel<T, Pass::means>, "means", shape, sums_bytes);
-      reduce(reduce_kernel<A, Pass::means>, "reduce_means", nullptr, nullptr);
-      sums(sums_kernel<T, Pass::spread>, "spread", shape, sums_bytes);
-    }
-    reduce(reduce_kernel<A, Pass::spread>, "reduce_spread", nullptr, nullptr);
-    if (push) {
+        sums(sums_kernel<T, Pass::spread>, "spread", shape, sums_bytes);
+      }
+      reduce(reduce_kernel<A, Pass::spread>, "reduce_spread", nullptr, nullptr);
+      if (!push) continue;
       const int64_t push_bytes = padded_bytes<A>(shape.channels * shape.row) +
                                  2 * padded_bytes<A>(shape.pixels) +
                                  padded_bytes<int32_t>(shape.pixels) +
                                  padded_bytes<A>(shape.pixels / kPiece * (shape.channels + 1));
-      launch(push_kernel<T>, "push", images.images * plan.blocks, kThreads,
+      launch(push_kernel<T>, "push", n * plan.blocks, kThreads,
              checked_shared(push_bytes, device, shape.channels), queue, embeddings.as<const T>(),
              strides_of(embeddings), images, shape, codes, instances, rule, plan.partials,
-             plan.rows, plan.blocks);
+             plan.rows, first, plan.blocks);
       reduce(reduce_kernel<A, Pass::spread>, "reduce_push", plan.pushes, instances.push_grads);
     }
     const auto pairers = static_cast<int>(
@@ -893,7 +908,7 @@ void backward_cuda(const Array& embeddings, const Array* offsets, const Options&
         checked_shared(padded_bytes<A>(shape.channels * shape.row) * (push ? 2 : 1) +
                            padded_bytes<A>(shape.pixels) + padded_bytes<int32_t>(shape.pixels),
                        device, embeddings.shape[1]);
-    const int64_t blocks = blocks_an_image<A>(images, shape.channels, device);
+    const int64_t blocks = blocks_an_image<A>(images, images.images, shape.channels, device);
     const auto tablers = static_cast<int>(
         std::clamp<int64_t>(device.processors * 4 / images.images, 1, (capacity + 7) / 8));
     launch(gradient_tables_kernel<A>, "gradient_tables", images.images * tablers, kThreads, 0,

@@ -151,16 +151,16 @@ __global__ void __launch_bounds__(kThreads, (kResident<accumulator_t<T>, D>))
     narrow_sums_kernel(const T* embeddings, Strides strides, Images images, TileShape shape,
                        const int32_t* slot_of_place, int32_t places, Codes codes,
                        Instances<accumulator_t<T>> instances, Rule rule, accumulator_t<T>* partials,
-                       int64_t rows, int64_t blocks) {
+                       int64_t rows, int64_t first_image, int64_t blocks) {
   using A = accumulator_t<T>;
   const int tid = static_cast<int>(threadIdx.x), lane = tid % kWarp, warp = tid / kWarp;
   // What the means pass has read last is likely still in the L2: the spread pass goes back.
   const int64_t block = pass == Pass::means ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
-  const int64_t image = block / blocks;
+  const int64_t image = first_image + block / blocks;
   const int32_t count = instances.of(image);
   if (pass == Pass::spread && count == 0) return;
   const int channels = shape.channels, columns = channels + 1;
-  const Share share = share_of(images, block, 0, blocks, parts_of(blocks, rows, count), shape);
+  const Share share = share_of(images, image, block % blocks, parts_of(blocks, rows, count), shape);
   if (share.part >= share.parts) return;
 
   DynamicShared shared;
@@ -172,7 +172,8 @@ __global__ void __launch_bounds__(kThreads, (kResident<accumulator_t<T>, D>))
   const int64_t cells = int64_t{count} * columns;
   const int tables =
       cells * kWarps <= kNearElements<A> ? kWarps : (cells <= kNearElements<A> ? 1 : 0);
-  A* far_table = partials + (image * rows + share.part * count) * static_cast<int64_t>(columns);
+  A* far_table = partials + ((image - first_image) * rows + share.part * count) *
+                                static_cast<int64_t>(columns);
   for (int64_t k = tid; k < cells * tables; k += kThreads) near_tables[k] = A(0);
   for (int64_t k = tid; k < cells && tables == 0; k += kThreads) far_table[k] = A(0);
   __syncthreads();
@@ -287,7 +288,7 @@ __global__ void __launch_bounds__(kThreads, (kResident<accumulator_t<T>, D>))
   if (images.offsets && *images.invalid) {
     return fill_with_nan(images, channels, grad, grad_strides);
   }
-  const Share share = share_of(images, blockIdx.x, 0, blocks, blocks, shape);
+  const Share share = share_of(images, blockIdx.x / blocks, blockIdx.x % blocks, blocks, shape);
   const int64_t image = share.image;
   const bool given_up = instances.found[image] < 0;
   const int64_t start = images.start(image), pixels = images.count(image);

@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   const int64_t image = block / blocks;
   const auto count = static_cast<int32_t>(found[image] < 0 ? 0 : found[image]);
   if (count == 0) return;
-  const Share share = share_of(images, block, 0, blocks, parts_of(blocks, rows, count), shape);
+  const Share share = share_of(images, image, block % blocks, parts_of(blocks, rows, count), shape);
   if (share.part >= share.parts) return;
 
   DynamicShared shared;
@@ -244,7 +244,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int tid = static_cast<int>(threadIdx.x);
   const int chunks = (channels + shape.channels - 1) / shape.channels;
   const int first_channel = static_cast<int>(blockIdx.x % chunks) * shape.channels;
-  const Share share = share_of(images, blockIdx.x / chunks, 0, blocks, blocks, shape);
+  const int64_t block = blockIdx.x / chunks;
+  const Share share = share_of(images, block / blocks, block % blocks, blocks, shape);
   DynamicShared shared;
   const auto slots = shared.take<int32_t>(shape.pixels);
   const auto factors = shared.take<A>(shape.pixels);
