@@ -26,8 +26,6 @@ struct Array {
 
   void* data = nullptr;
   DType dtype = DType::f32;
-  int device_type = 1;  // as DLPack counts: 1 CPU, 2 CUDA
-  int device_id = 0;
   int ndim = 0;
   std::array<int64_t, kMaxDims> shape{};
   std::array<int64_t, kMaxDims> strides{};  // in elements

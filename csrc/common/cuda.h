@@ -149,7 +149,6 @@ inline int device_count() {
 
 namespace instembed::cuda {
 
-constexpr int kDeviceCuda = 2;  // as DLPack counts
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 

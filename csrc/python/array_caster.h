@@ -61,8 +61,6 @@ inline Array view_of(const dlpack::Tensor& tensor) {
   Array array;
   array.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
   array.dtype = dtype_of(tensor.dtype);
-  array.device_type = tensor.device.type;
-  array.device_id = tensor.device.id;
   array.ndim = tensor.ndim;
   int64_t stride = 1;
   for (int k = tensor.ndim - 1; k >= 0; --k) {
