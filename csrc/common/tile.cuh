@@ -156,15 +156,8 @@ struct Share {
 
 __device__ __forceinline__ Share share_of(const Images& images, int64_t image, int64_t part,
                                           int64_t parts, const TileShape& shape) {
-  Share share{};
-  share.image = image;
-  share.part = part;
-  share.parts = parts;
-  if (part >= parts) return share;
   const int64_t tiles = (images.count(image) + shape.pixels - 1) / shape.pixels;
-  share.first = tiles * part / parts;
-  share.last = tiles * (part + 1) / parts;
-  return share;
+  return {image, part, parts, tiles * part / parts, tiles * (part + 1) / parts};
 }
 
 // Blocks that share an image's sums: as many as there is room for tables.

@@ -64,7 +64,7 @@ struct Largest {
 };
 
 template <class T, class Cell>
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, sizeof(Cell) > 8 ? 2 : 3)  // Largest needs registers
     pool_kernel(const T* features, Strides strides, Images images, TileShape shape, int channels,
                 Codes codes, const int64_t* found, Cell* tables, int64_t rows, int64_t blocks,
                 int table_cells) {
