@@ -34,10 +34,10 @@ class Certificate {
     if (!keeps_squares<S>(all_.bandwidth())) return 0;
     bool moves = false;
     int credit = kCredit;
-    for (bool begins = true; seed != INT64_MAX && credit > 0; begins = false, phase_ ^= 1) {
+    for (; seed != INT64_MAX && credit > 0; ++attempts_) {
       const T* point = cloud_.point(seed);
       move_to([&](int d) { return static_cast<double>(point[d * cloud_.channel()]); });
-      look_about(begins);
+      look_about(attempts_ == 0);
       const auto members = static_cast<int32_t>(group_.count());
       move_to([&](int d) { return group_.total(d) / static_cast<double>(members); });
       const bool holds = test(members);
@@ -57,7 +57,7 @@ class Certificate {
 
   __device__ uint32_t& open(int64_t tile) const { return all_.modes.open[cloud_.first + tile]; }
   __device__ uint32_t& found(int64_t tile) const {
-    return all_.modes.found[phase_ * cloud_.all.row + cloud_.first + tile];
+    return all_.modes.found[(attempts_ & 1) * cloud_.all.row + cloud_.first + tile];
   }
 
   // The block's centre is `value(d)`. It lies where the first warp has its own.
@@ -153,7 +153,7 @@ class Certificate {
   const Trajectories<T, S>& all_;
   const Cloud<T, S>& cloud_;
   Group& group_;
-  int phase_ = 0;  // of found()
+  int attempts_ = 0;
 };
 
 }  // namespace instembed::mean_shift::device
